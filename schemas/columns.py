@@ -1,0 +1,135 @@
+"""Every column that an operator writes, declared once, in the order of the path.
+
+A part of operator `op` holds `shard, row`, the columns declared here for `op`, then `error, message`.
+docs/columns.md is written from this file (`make docs`), and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TEXT = pa.string()
+INT = pa.int32()
+LONG = pa.int64()
+REAL = pa.float32()
+BOX = pa.list_(REAL)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type and meaning. Units and range stand in `about`."""
+
+    name: str
+    type: pa.DataType
+    about: str
+
+
+OPERATORS: dict[str, tuple[Column, ...]] = {
+    # The row as it came. The input's own columns follow under their own names.
+    "input": (Column("caption_raw", TEXT, "caption that came with the picture; null when there was none"),),
+    "size": (
+        Column("bytes", LONG, "length of the original file, bytes"),
+        Column("format", TEXT, "container: JPEG, PNG, WEBP, GIF, TIFF, BMP or AVIF"),
+        Column("mode", TEXT, "pixel mode of the file as Pillow names it: RGB, CMYK, L, I;16, P, RGBA, 1, ..."),
+        Column("width", INT, "width as displayed (after EXIF orientation), px"),
+        Column("height", INT, "height as displayed (after EXIF orientation), px"),
+        Column("aspect", REAL, "width / height"),
+        Column("bits_per_pixel", REAL, "8 * bytes / (width * height)"),
+        Column("frames", INT, "frames of an animation; 1 for a still"),
+        Column("exif_orientation", INT, "EXIF orientation tag 1..8; 1 when absent"),
+    ),
+    "identity": (
+        Column("sha256", TEXT, "SHA-256 of the original bytes, hex: the identity of the content"),
+        Column("pdq", TEXT, "PDQ perceptual hash, 256 bit as 64 hex digits; <= 31 differing bits is a near duplicate"),
+        Column("pdq_quality", INT, "PDQ quality 0..100; below 50 the picture is too flat for its hash to mean much"),
+    ),
+    "sharpness": (
+        Column("sharpness", REAL, "variance of the Laplacian of 8-bit luma at the canonical size, whole picture"),
+        Column("sharpness_tile", REAL, "the same in the sharpest tile: a sharp subject before a blurred ground scores high"),
+        Column("tenengrad", REAL, "mean squared Sobel gradient of 8-bit luma at the canonical size, whole picture"),
+        Column("tenengrad_tile", REAL, "the same in the strongest tile"),
+    ),
+    "photometry": (
+        Column("luma", REAL, "mean luma (BT.601), 0..255"),
+        Column("contrast", REAL, "standard deviation of luma, 0..127.5"),
+        Column("underexposed", REAL, "share of pixels with luma <= 10, 0..1"),
+        Column("overexposed", REAL, "share of pixels with luma >= 245, 0..1"),
+        Column("colorfulness", REAL, "Hasler-Suesstrunk (2003) M3; 0 is grey, above 60 is vivid"),
+        Column("saturation", REAL, "mean HSV saturation, 0..1"),
+        Column("entropy", REAL, "Shannon entropy of the luma histogram, bits, 0..8"),
+        Column("border", REAL, "share of the picture in uniform bars at its edges (letterbox, frame), 0..1"),
+        Column("colors", pa.list_(TEXT), "names of the dominant colors, most frequent first, at most four"),
+        Column("color_shares", pa.list_(REAL), "share of the picture that each of `colors` covers, 0..1"),
+    ),
+    "aesthetic": (
+        Column("aesthetic", REAL, "aesthetic score 1..10 of the engine named beside it"),
+        Column("aesthetic_engine", TEXT, "what scored: `photometric` is a classical baseline and no learned model"),
+    ),
+    "faces": (
+        Column("faces", INT, "number of human faces found"),
+        Column("face_area", REAL, "largest face box / picture area, 0..1; 0 without a face"),
+        Column("face_boxes", pa.list_(BOX), "[left, top, width, height, score] of each face; px of the displayed picture"),
+        Column("face_engine", TEXT, "detector: haar or yunet"),
+    ),
+    "ocr": (
+        Column("ocr_text", TEXT, "recognised lines in reading order, joined by newline; empty when there is none"),
+        Column("ocr_lines", INT, "recognised lines"),
+        Column("ocr_characters", INT, "recognised characters without white space"),
+        Column("ocr_confidence", REAL, "mean recognition confidence weighted by line length, 0..1; null without text"),
+        Column("ocr_area", REAL, "share of the picture under the union of all detected text boxes, 0..1"),
+        Column("ocr_border", REAL, "share of the detected text area within 10 % of an edge (watermarks, captions), 0..1"),
+        Column("ocr_language", TEXT, "script of the text: zh, en, mixed, other, or none"),
+        Column("ocr_boxes", pa.list_(BOX), "[x1, y1, ... x4, y4] of each detected box; px of the displayed picture"),
+        Column("ocr_scores", pa.list_(REAL), "recognition confidence of each line of `ocr_text`, 0..1"),
+        Column("ocr_engine", TEXT, "engine and model family"),
+    ),
+    "caption": (
+        Column("caption_en", TEXT, "synthetic English caption"),
+        Column("caption_engine", TEXT, "what wrote it: `facts` composes measured facts and is no vision-language model"),
+        Column("caption_model", TEXT, "model name"),
+        Column("caption_revision", TEXT, "revision of the model's weights or of the composing code"),
+    ),
+    "translate": (
+        Column("caption_zh", TEXT, "the synthetic caption in Simplified Chinese"),
+        Column("translate_engine", TEXT, "what translated it"),
+        Column("translate_model", TEXT, "model name"),
+        Column("translate_revision", TEXT, "revision of the model's weights or of the composing code"),
+    ),
+}
+
+ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
+FAILURE = (
+    Column("error", TEXT, "stable word for what went wrong (docs/errors.md); null when nothing did"),
+    Column("message", TEXT, "what went wrong, in a sentence"),
+)
+
+# What the view `samples` adds to the operators' own columns.
+VERDICT = (
+    Column("row_id", TEXT, "`shard:row`, the identity of the input row"),
+    Column("keep", pa.bool_(), "true: passes the policy; false: dropped or failed; null: not decided yet"),
+    Column("drop_reason", TEXT, "first predicate of the policy that the row fails; `<name>_null` when it was NULL"),
+    Column("error", TEXT, "first error of any operator on this row"),
+)
+
+# The order that others rely on: `samples` begins with these.
+SAMPLES_FIRST = (
+    "row_id", "shard", "row", "sha256", "width", "height", "sharpness", "faces", "ocr_text", "ocr_confidence",
+    "ocr_area", "aesthetic", "caption_raw", "caption_en", "caption_zh", "keep", "drop_reason", "error",
+)  # fmt: skip
+
+RESERVED = (
+    {c.name for columns in OPERATORS.values() for c in columns}
+    | {c.name for c in ROW + FAILURE + VERDICT}
+)  # fmt: skip
+
+
+def part_schema(operator: str) -> pa.Schema:
+    """Arrow schema of the parts that `operator` writes; `input` has the input's own columns between."""
+    return pa.schema([pa.field(c.name, c.type) for c in (*ROW, *OPERATORS[operator], *FAILURE)])
+
+
+def operator_of(column: str) -> str | None:
+    """The operator that writes `column`, or None when no operator does."""
+    return next((op for op, columns in OPERATORS.items() if any(c.name == column for c in columns)), None)
