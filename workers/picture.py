@@ -14,11 +14,12 @@ import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -62,8 +63,8 @@ BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 # CMYK press profiles run to 3 MB; larger ones are damage or mischief.
 MAX_PROFILE_BYTES = 8 << 20
-# cv2 cannot be trusted with a side of 0, and a 1 x 20000 strip would round to it.
-MIN_SIDE_PX = 1
+# Pillow has no argument for it and would start a thread per core; the engine runs one process per core.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -300,7 +301,7 @@ def _broken(data: bytes, kind: str, failure: Exception, known: dict[str, Any]) -
     elif kind == "AVIF":
         short = short or _boxes_end(data) > len(data)
     elif kind == "TIFF":
-        order = "little" if data[:1] == b"I" else "big"
+        order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
         short = short or int.from_bytes(data[4:8], order) > len(data)  # the directory stands behind the pixels
     elif kind == "GIF":
         short = short or not data.endswith(b";")
@@ -411,19 +412,60 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _array(image: Image.Image) -> Bytes:
-    """(H, W, 3) uint8 of an L or RGB image."""
-    pixels: Any = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return pixels
+    """(H, W, 3) uint8 of an L or RGB image.
+
+    Pillow keeps RGB in 4 bytes a pixel and lends them through Arrow; np.asarray copies them twice, which costs 13 ms
+    instead of 1 ms at 1.7 Mpx where memory is fresh from the kernel. Beyond 16 MB Pillow's memory is in several
+    blocks and cannot be lent.
+    """
+    out: Any
+    if image.mode == "L":
+        out = cv2.cvtColor(np.asarray(image), cv2.COLOR_GRAY2RGB)
+        return cast(Bytes, out)
+    try:
+        lent = pa.array(image).flatten().buffers()[1]
+    except ValueError:
+        return np.array(image)
+    out = cv2.cvtColor(np.frombuffer(lent, np.uint8).reshape(image.height, image.width, 4), cv2.COLOR_RGBA2RGB)
+    return cast(Bytes, out)
 
 
 def _resized(pixels: Bytes, long_side_px: int) -> Bytes:
+    """`pixels` with its longer side at `long_side_px`.
+
+    Down: exact 2 x 2 means while the factor is 3 or more (an odd last line is left out), then for the rest r a
+    3-tap filter [a, 1 - 2a, a] before bilinear sampling. An area mean over r pixels has the variance (r^2 + 1) / 12,
+    bilinear sampling 1 / 6, the filter 2a; hence a = (r^2 - 1) / 24, which ends at r = 3 as the plain mean of three.
+    Its Laplacian variance is 0.75 to 1.22 of what cv2.INTER_AREA leaves (fifteen pictures), and it takes 2.8 ms where that takes
+    7.5 ms (1.7 Mpx of luma to 1024 px, one core).
+    """
     height, width = pixels.shape[:2]
     scale = long_side_px / max(height, width)
-    if scale == 1:
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
         return pixels
-    size = (max(MIN_SIDE_PX, round(width * scale)), max(MIN_SIDE_PX, round(height * scale)))
-    out: Any = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    out: Any = pixels
+    while min(out.shape[1] / size[0], out.shape[0] / size[1]) >= 3 and min(out.shape[:2]) >= 2:
+        half = (out.shape[1] // 2, out.shape[0] // 2)
+        out = cv2.resize(out[: half[1] * 2, : half[0] * 2], half, interpolation=cv2.INTER_AREA)
+    r = max(out.shape[1] / size[0], out.shape[0] / size[1])
+    if r > 1 and out.shape[1::-1] != size:
+        a = (min(r, 3) ** 2 - 1) / 24
+        taps = np.array([a, 1 - 2 * a, a], np.float32)
+        out = cv2.sepFilter2D(out, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
+    if out.shape[1::-1] != size:
+        out = cv2.resize(out, size, interpolation=cv2.INTER_LINEAR)
     out.flags.writeable = False
-    return out
+    return cast(Bytes, out)
+
+
+def header_pixels(data: bytes) -> int:
+    """Pixels that the header of `data` announces, without decoding; 0 for what cannot be opened."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            kind = sniff(data)
+            size = _webp_size(data) if kind == "WEBP" else DECODERS[kind](io.BytesIO(data)).size
+        except Exception:  # whatever is wrong with the bytes, `decode` finds it again and says it properly
+            return 0
+    return size[0] * size[1] if size else 0

@@ -54,3 +54,8 @@ class Sample:
             return bool(self.picture)
         except RowError:
             return False
+
+    def release(self) -> None:
+        """Let go of bytes and pixels; the columns stay."""
+        self.data = None
+        self._picture = None
