@@ -37,6 +37,8 @@ from schemas.errors import RowError
 
 Bytes = npt.NDArray[np.uint8]
 
+VERSION: int = 1  # of the decoder: part of the fingerprint of everything that looks at pixels
+
 # The plugin's class and not Image.open: Image.open raises for a large header before one can read what it says, and
 # turns phone JPEGs with a depth or gain map into "MPO". Here those are the JPEG that they begin with.
 DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
