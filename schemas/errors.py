@@ -15,7 +15,7 @@ ROW_ERRORS: dict[str, str] = {
     "outside_input": "the path in the row leads out of input.root",
     "remote_url": "the row names a web address; curate never fetches from the web",
     "unreadable": "the shard's storage could not read this row",
-    "timeout": "the row took longer than engine.row_timeout_s",
+    "timeout": "the row took an operator longer than engine.batch_timeout_s",
     "out_of_memory": "the row alone does not fit in memory",
     "worker_crash": "the row killed the worker process",
     "operator_failed": "the operator raised an exception; the message has its class and text",

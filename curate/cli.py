@@ -1,0 +1,190 @@
+"""The command line: `curate COMMAND ...`. Exit codes: curate/errors.py.
+
+Commands import what they need when they run, so that `curate --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curate.errors import CurateError, UsageError
+
+app = typer.Typer(
+    name="curate",
+    help="Score, filter, recaption, translate, rate and mix image-text pairs for text-to-image training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+store_app = typer.Typer(help="The derived index and the parts it is made from.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")]
+StoreAt = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// URI of the store.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, e.g. deploy/recipes/embedded.toml.")],
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+) -> None:
+    """Run the main job: read, score, gate, caption, translate, store."""
+    from curate import pipeline
+    from curate.recipe import load
+
+    loaded = load(recipe, set)
+    if dry_run:
+        from curate.dry_run import show
+
+        show(pipeline.prepare(loaded))
+        return
+    raise typer.Exit(pipeline.run(loaded))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the demo goes.")] = Path("demo"),
+    engine: Annotated[str, typer.Option(help="ray or inline.")] = "ray",
+) -> None:
+    """Make sample shards, run the main job over them and write the report."""
+    from curate.demo import demo as run_demo
+
+    raise typer.Exit(run_demo(folder, engine))
+
+
+@app.command()
+def status(store: StoreAt) -> None:
+    """Progress of the run that is under way, or how the last one ended."""
+    from curate.status import show
+
+    show(store)
+
+
+@app.command()
+def report(
+    store: StoreAt,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; default STORE/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page about the store."""
+    from curate.report import write_report
+    from curate.store import Store
+
+    path = write_report(Store(store), out)
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def sql(
+    store: StoreAt,
+    query: Annotated[str, typer.Argument(metavar="SQL", help="One statement over samples, captions, errors, ...")],
+    format: Annotated[str, typer.Option("--format", "-f", help="table, csv, json (one object a line), parquet.")] = "table",
+    limit: Annotated[int, typer.Option(help="Rows at most; 0: all. [default: 40 for table, all otherwise]")] = -1,
+    timeout: Annotated[float, typer.Option(help="Seconds a query may take.")] = 60.0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write instead of standard output.")] = None,
+) -> None:
+    """Query the store, read-only and sandboxed."""
+    from curate.store import Store, query as q
+
+    if format not in ("table", "csv", "json", "parquet"):
+        raise UsageError(f"--format {format!r} is not known; use table, csv, json or parquet")
+    rows = (40 if format == "table" else 0) if limit < 0 else limit
+    db = Store(store).connection()
+    table = q.run(db, query, rows + 1 if format == "table" and rows else rows, timeout)
+    if format == "table":
+        from curate.table import show
+
+        show(table, rows)
+    else:
+        q.write(table, format, out)
+
+
+@app.command()
+def explain(
+    store: StoreAt,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="row_id, e.g. demo-00000:17")],
+) -> None:
+    """Why a row was kept, dropped or failed, and where each of its values comes from."""
+    from curate.explain import show
+    from curate.store import Store
+
+    show(Store(store), row)
+
+
+@store_app.command()
+def ingest(store: StoreAt) -> None:
+    """Add parts that the index does not hold yet."""
+    from curate.store import Store
+
+    opened = Store(store)
+    opened.require()
+    typer.echo(f"added {opened.ingest()} parts")
+
+
+@store_app.command()
+def rebuild(store: StoreAt) -> None:
+    """Make captions.duckdb anew from the parts."""
+    from curate.store import Store
+
+    opened = Store(store)
+    opened.require()
+    typer.echo(f"rebuilt from {opened.rebuild()} parts")
+
+
+@store_app.command()
+def verify(store: StoreAt) -> None:
+    """Check that every part reads, that no row is missing or twice, and that the index agrees with the parts."""
+    from curate.store import Store
+    from curate.store.verify import verify as check
+
+    opened = Store(store)
+    opened.require()
+    problems = check(opened)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise CurateError(f"{len(problems)} problems; parts are the truth: curate store rebuild {store}")
+    typer.echo("parts, ledger and index agree")
+
+
+@store_app.command()
+def forget(
+    store: StoreAt,
+    shard: Annotated[str, typer.Argument(metavar="SHARD", help="Shard whose parts are removed.")],
+) -> None:
+    """Remove all parts of one shard, so that it is read and scored anew."""
+    from curate.store import Store
+    from curate.store.verify import forget as remove
+
+    opened = Store(store)
+    opened.require()
+    typer.echo(f"removed {remove(opened, shard)} parts of {shard}")
+
+
+def main() -> None:
+    """Entry point: one clear line and the right exit code for everything that is the user's to mend."""
+    try:
+        code = app(standalone_mode=False)  # the code of a typer.Exit comes back as the value
+        sys.exit(code if isinstance(code, int) else 0)
+    except CurateError as why:
+        typer.echo(f"curate: {why}", err=True)
+        sys.exit(why.exit_code)
+    except typer.Abort:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("curate: interrupted; run the same command to go on", err=True)
+        sys.exit(1)
+    except Exception as why:
+        if type(why).__module__.startswith("click") or hasattr(why, "format_message"):
+            typer.echo(f"curate: {why.format_message()}", err=True)  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

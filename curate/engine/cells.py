@@ -1,0 +1,150 @@
+"""What is known of one shard: the cells that parts and staged ranges hold, and which ones are still missing.
+
+A cell is what one operator says of one row. An operator is *pending* on a row when it has not answered, the row has not
+failed, and the gate before the operator lets the row through. The same SQL decides here and in the store's views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from curate.plan import Plan, Stage
+from curate.read import Shard
+from curate.store.parts import latest, parts_of, read_parts, read_table
+from schemas.columns import FAILURE, OPERATORS
+
+IN_PATH = {name: [c.name for c in columns] for name, columns in OPERATORS.items()}
+
+
+def staging_folder(stage: Stage, shard: str) -> str:
+    """Where the finished ranges of a shard wait until the stage is complete."""
+    return f"staging/{stage.key}/{shard}"
+
+
+def staged_schema(plan: Plan, stage: Stage) -> pa.Schema:
+    """A staged range: `row`, then for each operator of the stage its columns, failure and whether it answered."""
+    fields = [pa.field("row", pa.int64())]
+    for operator in plan.operators[stage.first : stage.stop]:
+        fields += [pa.field(f"{operator.name}.{c.name}", c.type) for c in OPERATORS[operator.name] + FAILURE]
+        fields.append(pa.field(f"{operator.name}.done", pa.bool_()))
+    return pa.schema(fields)
+
+
+def read_staged(plan: Plan, stage: Stage, shard: str) -> pa.Table | None:
+    """All staged ranges of a shard, or None; raises FileNotFoundError when another writer just published them."""
+    paths = sorted(plan.files.list(staging_folder(stage, shard)))
+    return pa.concat_tables([read_table(plan.files, path) for path in paths]) if paths else None
+
+
+def staged_cells(staged: pa.Table, operator: str) -> pa.Table:
+    """The cells of one operator in staged ranges: `row`, its columns, `error`, `message`; sorted, each row once."""
+    done = staged.filter(staged[f"{operator}.done"])
+    names = [c.name for c in OPERATORS[operator] + FAILURE]
+    return latest(pa.table({"row": done["row"], **{name: done[f"{operator}.{name}"] for name in names}}))
+
+
+class Cells:
+    """The known cells of one shard, as tables in a private in-memory DuckDB."""
+
+    def __init__(self, plan: Plan, shard: Shard) -> None:
+        self.plan = plan
+        self.shard = shard
+        self.db = duckdb.connect(config={"threads": 1})
+        self.tables: dict[int, pa.Table] = {}
+        self.staged = False
+        self.load()
+
+    def load(self) -> None:
+        """Read what the store holds for the shard now."""
+        plan = self.plan
+        table = read_parts(plan.files, parts_of(plan.files, plan.versions[0], self.shard.id))
+        if table is None:
+            raise FileNotFoundError(f"shard {self.shard.id} is not indexed")
+        self.input = table
+        read = set().union(*(p.columns for p in plan.predicates), *(o.needs for o in plan.operators))
+        own = [name for name in table.column_names if name == "row" or name in read]
+        self.tables = {0: table.select(own)}
+        for i, operator in enumerate(plan.operators[1:], start=1):
+            wanted = ["row", "error", *(name for name in IN_PATH[operator.name] if name in read)]
+            cells = read_parts(plan.files, parts_of(plan.files, plan.versions[i], self.shard.id), wanted)
+            if cells is not None:
+                self.tables[i] = cells
+        for stage in plan.stages:
+            staged = read_staged(plan, stage, self.shard.id)
+            if staged is None:
+                continue
+            self.staged = True
+            for i in range(stage.first, stage.stop):
+                cells = staged_cells(staged, plan.operators[i].name)
+                if i in self.tables:
+                    cells = latest(pa.concat_tables([cells.select(self.tables[i].column_names), self.tables[i]]))
+                if cells.num_rows:
+                    self.tables[i] = cells
+        self.columns = self._columns()
+        for i, table in self.tables.items():
+            self.db.register(f"cells_{i}", table)
+
+    def pending(self, stage: Stage) -> list[int]:
+        """Rows, ascending, on which some operator of the stage is pending."""
+        wanted = []
+        for i in range(stage.first, stage.stop):
+            conditions = [f"NOT done_{i}"]
+            if self.plan.operators[i].image != "bytes":
+                conditions.append("NOT failed")
+                gate = self.plan.gate(i)
+                conditions += [f"({gate})"] if gate else []
+            wanted.append(" AND ".join(conditions))
+        query = f"SELECT row FROM ({self._select()}) WHERE {' OR '.join(wanted)} ORDER BY row"
+        return [row for (row,) in self.db.execute(query).fetchall()]
+
+    def rows(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """For each of `rows` its known columns, `done` (indices of operators that answered) and `failed`."""
+        query = f"SELECT * FROM ({self._select()}) WHERE row IN (SELECT unnest($1)) ORDER BY row"
+        result = self.db.execute(query, [list(rows)])
+        names = [d[0] for d in result.description]
+        known = []
+        for record in result.fetchall():
+            values = dict(zip(names, record, strict=True))
+            values["done"] = {i for i in range(len(self.plan.operators)) if values.pop(f"done_{i}", False)}
+            known.append(values)
+        return known
+
+    def _columns(self) -> dict[str, int]:
+        """Columns that predicates or operators read, with the operator that writes them."""
+        found = {}
+        for i, table in self.tables.items():
+            found.update({name: i for name in table.column_names if name not in ("row", "error", "shard")})
+        return found
+
+    def _select(self) -> str:
+        plan = self.plan
+        others = [i for i in self.tables if i > 0]
+        columns = [f'cells_{i}."{name}"' for name, i in self.columns.items()]
+        read = set().union(*(p.columns for p in plan.predicates), *(o.needs for o in plan.operators))
+        missing = [name for name in read if name in plan.schema.names and name not in self.columns]
+        empty = plan.schema.empty_table().select(missing)
+        self.db.register("cells_missing", empty)
+        columns += [f'missing."{name}"' for name in missing]
+        columns += [f"{f'cells_{i}.row IS NOT NULL' if i in self.tables else 'FALSE'} AS done_{i}" for i in self._all()]
+        failed = " OR ".join(f"coalesce(cells_{i}.error IS NOT NULL, FALSE)" for i in others) or "FALSE"
+        joins = " ".join(f"LEFT JOIN cells_{i} ON cells_{i}.row = cells_0.row" for i in others)
+        if missing:
+            joins += " LEFT JOIN cells_missing AS missing ON FALSE"
+        return f"SELECT cells_0.row, {', '.join([*columns, f'{failed} AS failed'])} FROM cells_0 {joins}"
+
+    def _all(self) -> Iterable[int]:
+        return range(len(self.plan.operators))
+
+
+def passing(db: duckdb.DuckDBPyConnection, plan: Plan, gate: str, rows: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each of `rows` (columns known so far) passes the gate; columns take their declared types first."""
+    names = sorted(set().union(*(p.columns for p in plan.predicates)))
+    types = {name: plan.schema.field(name).type for name in names}
+    table = {name: pa.array([row.get(name) for row in rows], types[name]) for name in names}
+    db.register("rows_in", pa.table({"position": pa.array(range(len(rows)), pa.int64()), **table}))
+    passed = {i for (i,) in db.execute(f"SELECT position FROM rows_in WHERE {gate}").fetchall()}
+    return [i in passed for i in range(len(rows))]

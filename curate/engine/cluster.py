@@ -1,0 +1,154 @@
+"""Tasks in Ray actors, on this machine or on a cluster.
+
+Ray Core and not Ray Data: Ray Data retries a row that kills its worker for ever and drops the whole block on an
+exception (docs/design.md, decision 4). Actors are never restarted by Ray (`max_restarts=0`) and tasks never retried
+(`max_task_retries=0`): the driver decides. An actor has at most two tasks, so that it never waits for the driver; when
+it dies, the first of them is to blame and the second one is handed to another actor.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.engine.tasks import Death, Outcome, Task, describe
+from curate.engine.worker import Worker
+from curate.errors import CurateError
+from curate.plan import Plan
+
+TASKS_PER_ACTOR = 2
+OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are references, answers are counts
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    tasks: deque[tuple[Task, Any]] = field(default_factory=deque)
+    since: float = 0.0
+
+
+class Cluster:
+    """The engine on Ray."""
+
+    def __init__(self, plan: Plan) -> None:
+        import ray
+
+        self.ray = ray
+        self.plan = plan
+        self.started_ray = not ray.is_initialized()
+        if self.started_ray:
+            _start(ray)
+        self.plan_ref = ray.put(plan)
+        self.actor = ray.remote(Worker)
+        self.pools: dict[str, list[_Actor]] = {}
+        self.queues: dict[str, deque[Task]] = {}
+        pools = list(dict.fromkeys(stage.pool for stage in plan.stages)) or ["cpu"]
+        cpus = float(ray.cluster_resources().get("CPU", 1))
+        count = plan.recipe.engine.workers or max(1, int(cpus) // len(pools))
+        # Fractions where there are fewer CPUs than actors: an actor that can never be placed would wait for ever.
+        self.share = min(1.0, cpus / (count * len(pools)))
+        for pool in pools:
+            self.queues[pool] = deque()
+            self.pools[pool] = [self._actor() for _ in range(count)]
+
+    def slots(self, pool: str) -> int:
+        return TASKS_PER_ACTOR * len(self._pool(pool))
+
+    def submit(self, pool: str, task: Task) -> None:
+        self._queue(pool).append(task)
+        self._feed(pool)
+
+    def next(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
+        refs = [ref for actors in self.pools.values() for a in actors for _, ref in a.tasks]
+        if not refs:
+            return []
+        ready, _ = self.ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if not ready:
+            return []
+        ended: list[tuple[Task, Outcome]] = []
+        for pool, actors in self.pools.items():
+            for i, actor in enumerate(actors):
+                while actor.tasks and self.ray.wait([actor.tasks[0][1]], timeout=0)[0]:
+                    task, ref = actor.tasks.popleft()
+                    seconds = time.monotonic() - actor.since
+                    actor.since = time.monotonic()
+                    try:
+                        ended.append((task, self.ray.get(ref)))
+                    except self.ray.exceptions.RayTaskError as failure:
+                        cause = failure.cause if isinstance(failure.cause, Exception) else failure
+                        raise cause from None
+                    except self.ray.exceptions.RayActorError as failure:
+                        ended.append((task, Death(_reason(failure), seconds)))
+                        self._queue(pool).extendleft(waiting for waiting, _ in reversed(actor.tasks))
+                        actors[i] = self._actor()
+                        break
+            self._feed(pool)
+        return ended
+
+    def waiting_for(self) -> str:
+        oldest = min(
+            (a for actors in self.pools.values() for a in actors if a.tasks), key=lambda a: a.since, default=None
+        )
+        if oldest is None:
+            return "nothing"
+        state = f"{describe(oldest.tasks[0][0])} for {time.monotonic() - oldest.since:.0f} s"
+        free = self.ray.available_resources().get("CPU", 0)
+        return f"{state}; {free:g} CPUs free"
+
+    def close(self) -> None:
+        for actors in self.pools.values():
+            for actor in actors:
+                self.ray.kill(actor.handle)
+        self.pools.clear()
+        if self.started_ray:
+            self.ray.shutdown()
+
+    def _pool(self, pool: str) -> list[_Actor]:
+        return self.pools[pool] if pool in self.pools else next(iter(self.pools.values()))
+
+    def _queue(self, pool: str) -> deque[Task]:
+        return self.queues[pool] if pool in self.queues else next(iter(self.queues.values()))
+
+    def _actor(self) -> _Actor:
+        options = {"num_cpus": self.share, "max_restarts": 0, "max_task_retries": 0}
+        return _Actor(self.actor.options(**options).remote(self.plan_ref, isolated=True))
+
+    def _feed(self, pool: str) -> None:
+        queue, actors = self._queue(pool), self._pool(pool)
+        while queue:
+            actor = min(actors, key=lambda a: len(a.tasks))
+            if len(actor.tasks) >= TASKS_PER_ACTOR:
+                return
+            task = queue.popleft()
+            if not actor.tasks:
+                actor.since = time.monotonic()
+            actor.tasks.append((task, actor.handle.run.remote(task)))
+
+
+def _start(ray: Any) -> None:
+    """Join the cluster that the environment names, else start Ray on this machine: no dashboard, small object store."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    try:
+        if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+            ray.init(address="auto", **common)
+        else:
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=os.environ.get("RAY_TMPDIR"),
+                **common,
+            )
+    except (ConnectionError, RuntimeError, OSError) as why:
+        raise CurateError(
+            f"Ray does not start: {str(why).splitlines()[0]}; set RAY_AUTH_MODE=token for a cluster with a token, "
+            "or run without Ray: --set engine.kind=inline"
+        ) from why
+
+
+def _reason(failure: Exception) -> str:
+    """The first informative line of Ray's report on a dead actor."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return next((line for line in lines if "exit" in line.lower() or "killed" in line.lower()), lines[0])[:300]

@@ -1,0 +1,365 @@
+"""One worker: runs the tasks of a plan in its own process, over its own shards, and writes what it finds.
+
+An exception of an operator is caught at the row: the batch is split until the row at fault stands alone, and that row
+gets the error. What no `except` can catch (a segmentation fault, a hang) ends the process; the driver splits the range.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from curate import read
+from curate.engine.cells import Cells, passing, read_staged, staged_cells, staged_schema, staging_folder
+from curate.engine.tasks import Answer, Blame, Compute, Index, Publish, Survey, Tally, Task
+from curate.plan import Operator, Plan, Stage
+from curate.plan import Worker as Callable
+from curate.store.parts import encode, parts_of, publish, read_table
+from schemas.columns import OPERATORS, ROW
+from schemas.errors import RowError
+from workers.picture import Limits, header_pixels
+from workers.sample import Sample
+
+BATCH_PIXELS = 48_000_000  # of decoded pictures held at once: 48 Mpx are 144 MB of RGB
+
+
+class Worker:
+    """Runs tasks one after another; operators load on first use and stay. `isolated`: this process may be lost."""
+
+    def __init__(self, plan: Plan, *, isolated: bool) -> None:
+        self.plan = plan
+        self.isolated = isolated
+        self.limits = Limits(max_megapixels=plan.recipe.decode.max_megapixels)
+        self.loaded: dict[int, Callable] = {}
+        self.db = duckdb.connect(config={"threads": 1})
+        self.cells: Cells | None = None
+        self.reader: tuple[read.Shard, read.Reader] | None = None
+
+    def run(self, task: Task) -> Answer:
+        """Do one task. Failures of rows and shards are answers; an exception means that the run cannot go on."""
+        match task:
+            case Index():
+                return self.index(task)
+            case Survey():
+                return self.survey(task)
+            case Compute():
+                return self.compute(task)
+            case Blame():
+                return self.blame(task)
+            case Publish():
+                return self.publish(task)
+
+    def index(self, task: Index) -> Answer:
+        """Publish the part of operator `input`; a shard that changed since it was scored fails."""
+        plan, shard = self.plan, task.shard
+        version = plan.versions[0]
+        try:
+            there = parts_of(plan.files, version, shard.id)
+            if there:
+                identity = read.index(shard).identity
+                known = read_table(plan.files, there[0].path, ["row"])
+                before = (known.schema.metadata or {}).get(b"shard_identity", b"").decode()
+                if before != identity:
+                    raise read.InputError(
+                        "shard_changed",
+                        f"{shard.uri} is not the file that was scored before; give the new one another name, "
+                        f"or forget the old one with: curate store forget {plan.files.uri} {shard.id}",
+                    )
+                return Answer(rows=known.num_rows)
+            index = read.index(shard)
+        except read.InputError as failure:
+            return Answer(shard_error=(failure.code, failure.message))
+        table, count = index.table, index.table.num_rows
+        columns = {
+            "shard": pa.array([shard.id] * count, pa.string()),
+            "row": pa.array(range(count), pa.int64()),
+            **{name: table[name] for name in table.column_names},
+            "error": pa.nulls(count, pa.string()),
+            "message": pa.nulls(count, pa.string()),
+        }
+        metadata = {
+            "shard_identity": index.identity,
+            "shard_groups": json.dumps(index.groups),
+            "shard_image_column": index.image_column,
+            "shard_caption_column": index.caption_column,
+        }
+        part = pa.table(columns).replace_schema_metadata(metadata)
+        publish(plan.files, version, shard.id, part)
+        return Answer(rows=count)
+
+    def survey(self, task: Survey) -> Answer:
+        """Rows on which the stage is pending, cut into ranges that do not share a row group where possible."""
+        self.cells = None
+        cells = self._open(task)
+        pending = cells.pending(self.plan.stages[task.stage])
+        size = self.plan.recipe.engine.range_rows
+        groups = json.loads((cells.input.schema.metadata or {}).get(b"shard_groups", b"[0]"))
+        ranges = cut(pending, groups, size)
+        return Answer(rows=cells.input.num_rows, ranges=tuple(ranges), staged=cells.staged)
+
+    def compute(self, task: Compute) -> Answer:
+        """Run the pending operators of the stage on the task's rows and stage what they say."""
+        if task.stepwise:
+            self.cells = None  # an earlier try may have staged some operators of the row
+        cells = self._open(task)
+        stage = self.plan.stages[task.stage]
+        locators = cells.input.select([n for n in cells.input.column_names if n.startswith("_")])
+        found = Found(self.plan, stage)
+        known = cells.rows(task.rows)
+        batch = max(self.plan.operators[i].batch for i in range(stage.first, stage.stop))
+        for start in range(0, len(known), batch):
+            self._run_batch(stage, known[start : start + batch], locators, found, task)
+        if found.cells and not task.stepwise:
+            self._stage(stage, task.shard.id, found)
+        return Answer(tally=found.tally)
+
+    def blame(self, task: Blame) -> Answer:
+        """Give the row its error, in the first operator that has not answered for it."""
+        self.cells = None
+        cells = self._open(task)
+        stage = self.plan.stages[task.stage]
+        done = cells.rows([task.row])[0]["done"]
+        guilty = next((i for i in range(stage.first, stage.stop) if i not in done), stage.stop - 1)
+        found = Found(self.plan, stage)
+        found.fail(guilty, task.row, RowError(task.error, task.message))
+        self._stage(stage, task.shard.id, found)
+        self.cells = None
+        return Answer(tally=found.tally)
+
+    def publish(self, task: Publish) -> Answer:
+        """Write the staged cells of every operator of the stage as parts, then clear the staging folder."""
+        plan, shard = self.plan, task.shard.id
+        stage = plan.stages[task.stage]
+        self.cells = None
+        try:
+            staged = read_staged(plan, stage, shard)
+        except FileNotFoundError:
+            return Answer()  # another driver published the same ranges and cleared them; the next survey sees its parts
+        if staged is not None:
+            for i in range(stage.first, stage.stop):
+                cells = staged_cells(staged, plan.operators[i].name)
+                if cells.num_rows:
+                    names = pa.array([shard] * cells.num_rows, pa.string())
+                    publish(plan.files, plan.versions[i], shard, cells.add_column(0, ROW[0].name, names))
+            plan.files.delete(staging_folder(stage, shard))
+        return Answer()
+
+    def _open(self, task: Survey | Compute | Blame) -> Cells:
+        if self.cells is None or self.cells.shard != task.shard:
+            self.cells = Cells(self.plan, task.shard)
+        return self.cells
+
+    def _read(self, task: Compute, rows: list[int], locators: pa.Table) -> list[bytes | RowError]:
+        if self.reader is None or self.reader[0] != task.shard:
+            self.reader = task.shard, read.Reader(task.shard)
+        return self.reader[1].read(rows, locators.take(pa.array(rows, pa.int64())))
+
+    def _run_batch(
+        self, stage: Stage, known: list[dict[str, Any]], locators: pa.Table, found: Found, task: Compute
+    ) -> None:
+        """Run the stage's operators over one batch of rows; pictures live only here."""
+        plan = self.plan
+        rows = [values["row"] for values in known]
+        wants_images = any(plan.operators[i].image != "none" for i in range(stage.first, stage.stop))
+        images = self._read(task, rows, locators) if wants_images else [None] * len(rows)
+        samples = [Sample(r, data, v, self.limits) for r, data, v in zip(rows, images, known, strict=True)]
+        for group in _by_pixels(samples):
+            for i in range(stage.first, stage.stop):
+                todo = self._pending(i, group)
+                if not todo:
+                    continue
+                started = time.perf_counter()
+                size = plan.operators[i].batch
+                for at in range(0, len(todo), size):
+                    self._run(i, todo[at : at + size], found)
+                found.tally.seconds[plan.operators[i].name] += time.perf_counter() - started
+                if task.stepwise:
+                    self._stage(stage, task.shard.id, found)
+            for sample in group:
+                sample.release()
+
+    def _pending(self, i: int, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples on which operator `i` is pending, by the same rule as Cells.pending."""
+        todo = [s for s in samples if i not in s.values["done"]]
+        if self.plan.operators[i].image != "bytes":
+            todo = [s for s in todo if not s.values["failed"]]
+            gate = self.plan.gate(i)
+            if gate and todo:
+                passed = passing(self.db, self.plan, gate, [s.values for s in todo])
+                todo = [s for s, passes in zip(todo, passed, strict=True) if passes]
+        return todo
+
+    def _run(self, i: int, samples: list[Sample], found: Found) -> None:
+        """Run one operator on a batch; on an exception halve the batch until the row at fault stands alone."""
+        operator = self.plan.operators[i]
+        try:
+            worker = self._load(i)
+            with self._watchdog():
+                columns = worker(samples)
+            _check(operator, samples, columns)
+        except ContractError:
+            raise
+        except Exception as why:
+            if len(samples) > 1:
+                middle = len(samples) // 2
+                self._run(i, samples[:middle], found)
+                self._run(i, samples[middle:], found)
+            else:
+                failure = _as_row_error(why)
+                found.fail(i, samples[0].row, failure)
+                samples[0].values["failed"] = True
+                samples[0].values.update(failure.columns)
+            return
+        for sample, values in zip(samples, columns, strict=True):
+            found.add(i, sample.row, values)
+            sample.values.update(values)
+
+    def _load(self, i: int) -> Callable:
+        if i not in self.loaded:
+            try:
+                self.loaded[i] = self.plan.operators[i].load(self.plan.recipe)
+            except Exception as why:
+                name = self.plan.operators[i].name
+                raise ContractError(f"operator {name} does not load: {type(why).__name__}: {why}") from why
+        return self.loaded[i]
+
+    @contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """End what takes too long: the whole process when it is expendable, else the Python code by an exception."""
+        seconds = self.plan.recipe.engine.batch_timeout_s
+        if self.isolated:
+            # A C thread that needs no GIL: it ends the process even inside a native loop.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        elif threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGALRM, _ring)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+        else:
+            yield
+
+    def _stage(self, stage: Stage, shard: str, found: Found) -> None:
+        table = found.table()
+        data = encode(table)
+        rows = table["row"]
+        name = f"{rows[0].as_py():012d}-{rows[-1].as_py():012d}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+        self.plan.files.create(f"{staging_folder(stage, shard)}/{name}", data)
+
+
+class ContractError(Exception):
+    """An operator does not load or broke its contract: that is no row's fault, so the run stops."""
+
+
+class Found:
+    """What the operators of a stage said of some rows."""
+
+    def __init__(self, plan: Plan, stage: Stage) -> None:
+        self.plan = plan
+        self.schema = staged_schema(plan, stage)
+        self.cells: dict[int, dict[str, Any]] = {}
+        self.tally = Tally()
+
+    def add(self, i: int, row: int, columns: dict[str, Any], failure: RowError | None = None) -> None:
+        """Note the columns that operator `i` gave for `row`."""
+        name = self.plan.operators[i].name
+        cell = self.cells.setdefault(row, {"row": row})
+        cell.update({f"{name}.{column}": value for column, value in columns.items()})
+        cell[f"{name}.done"] = True
+        self.tally.cells[name] += 1
+        if failure:
+            cell[f"{name}.error"] = failure.code
+            cell[f"{name}.message"] = failure.message
+            self.tally.errors[failure.code] += 1
+
+    def fail(self, i: int, row: int, failure: RowError) -> None:
+        """Note that operator `i` failed on `row`, with what it could still measure."""
+        declared = {c.name for c in OPERATORS[self.plan.operators[i].name]}
+        self.add(i, row, {k: v for k, v in failure.columns.items() if k in declared}, failure)
+
+    def table(self) -> pa.Table:
+        """The cells as a staged range, sorted by row."""
+        cells = [self.cells[row] for row in sorted(self.cells)]
+        columns = {
+            f.name: pa.array([c.get(f.name, False if f.name.endswith(".done") else None) for c in cells], f.type)
+            for f in self.schema
+        }
+        return pa.table(columns, schema=self.schema)
+
+
+def cut(rows: Sequence[int], groups: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut ascending `rows` into ranges of at most `size` that end, where they can, with a Parquet row group.
+
+    `groups` are the first rows of the row groups: a group that two ranges share is read by two workers.
+    """
+    starts = set(groups)
+    ranges: list[list[int]] = []
+    for row in rows:
+        if not ranges or len(ranges[-1]) == size or (row in starts and 2 * len(ranges[-1]) >= size):
+            ranges.append([])
+        ranges[-1].append(row)
+    return [_compact(r) for r in ranges]
+
+
+def _compact(rows: Sequence[int]) -> Sequence[int]:
+    """Consecutive rows as a `range`: a shard of millions of rows must not fill the driver's memory with numbers."""
+    consecutive = rows[-1] - rows[0] + 1 == len(rows)
+    return range(rows[0], rows[-1] + 1) if consecutive else tuple(rows)
+
+
+def _by_pixels(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Groups of samples whose decoded pictures fit into memory together."""
+    group: list[Sample] = []
+    pixels = 0
+    for sample in samples:
+        size = header_pixels(sample.data) if isinstance(sample.data, bytes) else 0
+        if group and pixels + size > BATCH_PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append(sample)
+        pixels += size
+    if group:
+        yield group
+
+
+def _check(operator: Operator, samples: Sequence[Sample], columns: Any) -> None:
+    declared = {c.name for c in OPERATORS[operator.name]}
+    if not isinstance(columns, list) or len(columns) != len(samples):
+        raise ContractError(f"operator {operator.name} must return one dict for each of its {len(samples)} rows")
+    for values in columns:
+        if set(values) != declared:
+            odd = sorted(set(values) ^ declared)
+            raise ContractError(f"operator {operator.name} must return its declared columns; differs in {odd}")
+
+
+def _as_row_error(why: Exception) -> RowError:
+    if isinstance(why, RowError):
+        return why
+    if isinstance(why, TimeoutError):
+        return RowError("timeout", str(why))
+    if isinstance(why, MemoryError) or type(why).__name__ == "OutOfMemoryError":
+        return RowError("out_of_memory", f"{type(why).__name__}: {why}")
+    at = traceback.extract_tb(why.__traceback__)[-1]
+    return RowError("operator_failed", f"{type(why).__name__}: {why} (at {at.name}, line {at.lineno})")
+
+
+def _ring(signum: int, frame: Any) -> None:
+    raise TimeoutError("longer than engine.batch_timeout_s")

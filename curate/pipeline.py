@@ -1,0 +1,391 @@
+"""The path of a run, as one table, and the run itself.
+
+    python -m curate.pipeline deploy/recipes/embedded.toml [--set a.b=c] [--dry-run]
+
+The same entry as `curate run`; on a Ray cluster: `ray job submit -- python -m curate.pipeline RECIPE`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from curate import read
+from curate.engine import Engine
+from curate.engine.driver import Progress, drive
+from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, UsageError
+from curate.plan import Operator, Plan, Worker, describe, make_plan
+from curate.progress import Display
+from curate.recipe import Recipe, to_toml
+from curate.store.files import open_files
+from curate.store.parts import list_parts
+from schemas.columns import OPERATORS
+
+
+INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
+
+
+def _size(recipe: Recipe) -> Worker:
+    from workers.size import size
+
+    return size
+
+
+def _identity(recipe: Recipe) -> Worker:
+    from workers.identity import identity
+
+    return identity
+
+
+def _sharpness(recipe: Recipe) -> Worker:
+    from workers.sharpness import sharpness
+
+    return partial(sharpness, long_side_px=recipe.sharpness.long_side_px)
+
+
+def _photometry(recipe: Recipe) -> Worker:
+    from workers.photometry import photometry
+
+    return partial(photometry, luma_px=recipe.photometry.luma_px, color_px=recipe.photometry.color_px)
+
+
+def _aesthetic(recipe: Recipe) -> Worker:
+    from workers.aesthetic import photometric
+
+    return photometric
+
+
+def _faces(recipe: Recipe) -> Worker:
+    from workers import faces
+
+    return faces.YuNet(recipe.faces.weights) if recipe.faces.engine == "yunet" else faces.Haar()
+
+
+def _ocr(recipe: Recipe) -> Worker:
+    from workers.ocr import RapidOcr
+
+    return RapidOcr()
+
+
+def _caption(recipe: Recipe) -> Worker:
+    from workers.facts import FactsCaptioner
+
+    return FactsCaptioner(prompt=recipe.caption.prompt)
+
+
+def _translate(recipe: Recipe) -> Worker:
+    from workers.facts import FactsTranslator
+
+    return FactsTranslator()
+
+
+def _input_facts(recipe: Recipe) -> dict[str, Any]:
+    keys = ("format", "image_column", "caption_column", "root")
+    return {"version": INPUT_VERSION, **{key: getattr(recipe.input, key) for key in keys}}
+
+
+def _size_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import picture, size
+
+    return {"version": size.VERSION, "decoder": picture.VERSION, "max_megapixels": recipe.decode.max_megapixels}
+
+
+def _identity_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import identity, picture
+
+    return {"version": identity.VERSION, "decoder": picture.VERSION, "max_megapixels": recipe.decode.max_megapixels}
+
+
+def _sharpness_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import picture, sharpness
+
+    return {
+        "version": sharpness.VERSION,
+        "decoder": picture.VERSION,
+        "long_side_px": recipe.sharpness.long_side_px,
+    }
+
+
+def _photometry_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import photometry, picture
+
+    return {
+        "version": photometry.VERSION,
+        "decoder": picture.VERSION,
+        "luma_px": recipe.photometry.luma_px,
+        "color_px": recipe.photometry.color_px,
+    }
+
+
+def _aesthetic_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import aesthetic
+
+    return {"version": aesthetic.VERSION, "engine": "photometric"}
+
+
+def _faces_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import faces, picture
+
+    engine = recipe.faces.engine
+    return {
+        "version": faces.VERSION,
+        "decoder": picture.VERSION,
+        "engine": engine,
+        "model": engine,
+        "revision": faces.revision(engine, recipe.faces.weights),
+    }
+
+
+def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import ocr, picture
+
+    return {
+        "version": ocr.VERSION,
+        "decoder": picture.VERSION,
+        "engine": recipe.ocr.engine,
+        "model": ocr.MODEL,
+        "revision": ocr.revision(),
+    }
+
+
+def _caption_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import facts
+
+    return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION), "prompt": recipe.caption.prompt}
+
+
+def _translate_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import facts
+
+    return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
+
+
+def _no_worker(recipe: Recipe) -> Worker:
+    raise AssertionError("`input` is written when a shard is indexed")
+
+
+AESTHETIC_READS = (
+    "width", "height", "sharpness", "sharpness_tile", "luma", "contrast", "underexposed", "overexposed", "colorfulness",
+    "saturation", "entropy", "border",
+)  # fmt: skip
+FACTS_READ = tuple(
+    column.name
+    for operator in ("size", "identity", "sharpness", "photometry", "faces", "ocr")
+    for column in OPERATORS[operator]
+    if column.name not in ("bytes", "bits_per_pixel", "pdq", "pdq_quality")
+)
+
+# The path: cheap operators first; costly ones see what the policy has not rejected by then. One pool so far: all of
+# these are CPU work, and one pass over a picture that was decoded once runs them all.
+PATH: tuple[Operator, ...] = (
+    Operator("input", _no_worker, _input_facts, image="none"),
+    Operator("size", _size, _size_facts),
+    Operator("identity", _identity, _identity_facts, image="bytes"),
+    Operator("sharpness", _sharpness, _sharpness_facts),
+    Operator("photometry", _photometry, _photometry_facts),
+    Operator(
+        "aesthetic", _aesthetic, _aesthetic_facts, image="none", needs=AESTHETIC_READS,
+        wanted=lambda recipe: recipe.aesthetic.engine != "none",
+    ),
+    Operator("faces", _faces, _faces_facts, costly=True, wanted=lambda recipe: recipe.faces.engine != "none"),
+    Operator("ocr", _ocr, _ocr_facts, costly=True, wanted=lambda recipe: recipe.ocr.engine != "none"),
+    Operator(
+        "caption", _caption, _caption_facts, image="none", needs=FACTS_READ, costly=True,
+        wanted=lambda recipe: recipe.caption.engine != "none",
+    ),
+    Operator(
+        "translate", _translate, _translate_facts, image="none", needs=("caption_en", *FACTS_READ), costly=True,
+        wanted=lambda recipe: recipe.translate.engine != "none" and recipe.caption.engine != "none",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked and can start: the plan and its shards."""
+
+    plan: Plan
+    shards: tuple[read.Shard, ...]
+
+
+def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
+    """Check everything that can be checked before a row is touched: input, store, policy, weights."""
+    spec = read.InputSpec(
+        recipe.input.uri, recipe.input.format, recipe.input.image_column, recipe.input.caption_column, recipe.input.root
+    )
+    try:
+        shards = tuple(read.discover(spec))
+    except read.InputError as why:
+        raise UsageError(f"input.uri = {recipe.input.uri!r}: {why.message}") from None
+    plan = make_plan(recipe, path, _input_schema(shards), open_files(recipe.store.uri))
+    return Prepared(plan, shards)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    path: Sequence[Operator] = PATH,
+    make_engine: Callable[[Plan], Engine] | None = None,
+    display: Display | None = None,
+) -> int:
+    """Run the main job and bring the store's index up to date; returns the exit code (curate/errors.py)."""
+    display = display or Display()
+    prepared = prepare(recipe, path)
+    plan, shards = prepared.plan, prepared.shards
+    record = _begin(plan, shards)
+    progress = Progress(len(shards))
+    started = time.monotonic()
+    with display.running(plan, progress), _signals(display) as stopping:
+        engine = (make_engine or _engine)(plan)
+        try:
+            drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
+        finally:
+            engine.close()
+    return _finish(plan, record, progress, display, time.monotonic() - started)
+
+
+def _engine(plan: Plan) -> Engine:
+    if plan.recipe.engine.kind == "inline":
+        from curate.engine.inline import Inline
+
+        return Inline(plan)
+    from curate.engine.cluster import Cluster
+
+    return Cluster(plan)
+
+
+def _input_schema(shards: Sequence[read.Shard]) -> Any:
+    """Columns of the first shard that opens; a policy is checked against them before the run starts."""
+    import pyarrow as pa
+
+    for shard in shards:
+        try:
+            schema = read.index(shard).table.schema
+        except read.InputError:
+            continue
+        return pa.schema([field for field in schema if not field.name.startswith("_")])
+    return pa.schema([pa.field("caption_raw", pa.string())])
+
+
+def _begin(plan: Plan, shards: Sequence[read.Shard]) -> dict[str, Any]:
+    """Write what this run is before it starts: the recipe, the versions, and what each fingerprint stands for."""
+    files = plan.files
+    try:
+        for i, version in enumerate(plan.versions):
+            text = json.dumps(describe(plan, i), indent=1, ensure_ascii=False, sort_keys=True)
+            files.create(f"{version.folder}/operator.json", text.encode())
+        now = datetime.now(UTC)
+        record = {
+            "run_id": _run_id(plan, now),
+            "started": now.isoformat(timespec="seconds"),
+            "state": "running",
+            "recipe": to_toml(plan.recipe),
+            "policy": [list(p) for p in plan.recipe.policy],
+            "predicates": [
+                {"name": p.name, "sql": p.sql, "columns": sorted(p.columns), "after": p.after} for p in plan.predicates
+            ],
+            "versions": [{"operator": v.operator, "fingerprint": v.fingerprint} for v in plan.versions],
+            "shards": [{"shard": s.id, "uri": s.uri, "format": s.format} for s in shards],
+        }
+        files.replace(f"runs/{record['run_id']}/recipe.toml", str(record["recipe"]).encode())
+        _write(plan, record)
+    except OSError as why:
+        raise CurateError(f"store {files.uri}: cannot be written: {why.strerror or why}") from None
+    return record
+
+
+def _run_id(plan: Plan, now: datetime) -> str:
+    """Time-ordered and unique in the store, whatever the clock does: never before the newest run there is."""
+    ids = sorted({path.split("/")[1] for path in plan.files.list("runs")})
+    run_id = now.strftime("%Y%m%dT%H%M%S")
+    latest = ids[-1] if ids else ""
+    if run_id <= latest:
+        stem, _, count = latest.partition("+")
+        run_id = f"{stem}+{int(count or 0) + 1:04d}"
+    return run_id
+
+
+def _write(plan: Plan, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    plan.files.replace(f"runs/{record['run_id']}/run.json", text.encode())
+
+
+def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Display, seconds: float) -> int:
+    """Bring the index up to date, write the run's record, show the table, and choose the exit code."""
+    from curate.store import Store
+
+    for shard in record["shards"]:
+        if shard["shard"] in progress.shard_errors:
+            shard["error"], shard["message"] = progress.shard_errors[shard["shard"]]
+    tally = progress.tally
+    record |= {
+        "state": "interrupted" if progress.interrupted else "finished",
+        "report": {
+            "seconds": round(seconds, 3),
+            "cells": dict(tally.cells),
+            "operator_seconds": {name: round(value, 3) for name, value in tally.seconds.items()},
+            "crashes": progress.crashes,
+        },
+    }
+    _write(plan, record)
+    store = Store(plan.recipe.store.uri, plan.files)
+    with display.step("index"):
+        store.ingest()
+    counts = store.counts()
+    record["counts"] = counts
+    share = counts["failed"] / counts["rows"] if counts["rows"] else 0.0
+    allowed = plan.recipe.run.max_failed_share
+    code = DONE
+    if progress.interrupted:
+        code = FAILED
+    elif progress.shard_errors or share > allowed:
+        code = TOO_MANY_FAILED_ROWS
+    record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "exit_code": code}
+    _write(plan, record)
+    store.ingest()
+    display.finished(plan, progress, store, seconds, code, share)
+    return code
+
+
+@contextmanager
+def _signals(display: Display) -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM finishes open ranges; the second one ends at once."""
+    received: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        received.append(signum)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        display.note("stopping: open ranges are being finished; once more ends at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parts_done(plan: Plan) -> dict[str, int]:
+    """For each operator the number of shards that have a part of its present version."""
+    return {v.operator: len({p.shard for p in list_parts(plan.files, v)}) for v in plan.versions}
+
+
+def main() -> None:
+    """`python -m curate.pipeline RECIPE ...` is `curate run RECIPE ...`."""
+    from curate.cli import main as cli
+
+    sys.argv[1:1] = ["run"]
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The recipe of a run: one frozen, typed value, read from TOML by a strict loader.
+
+    curate run deploy/recipes/embedded.toml --set policy.sharp="sharpness_tile >= 40" --dry-run
+
+An unknown key names the nearest known one. A knob exists because someone turned it; its unit and reason stand beside
+it and in docs/recipe.md, which is written from this file. Relative paths start at the current directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from curate.errors import UsageError, nearest
+
+
+def knob(default: Any, about: str, choices: tuple[str, ...] = (), at_least: float | None = None) -> Any:
+    """A recipe key with its default, meaning, and allowed values or lower bound."""
+    return field(default=default, metadata={"about": about, "choices": choices, "at_least": at_least})
+
+
+@dataclass(frozen=True)
+class Input:
+    uri: str = knob("", "file, folder or glob of the shards: local path, s3:// or gs:// (required)")
+    format: str = knob("auto", "layout of the input", ("auto", "parquet", "webdataset", "folder"))
+    image_column: str = knob("", "column with the pictures; empty: found among the usual names")
+    caption_column: str = knob("", "column with the raw captions; empty: found among the usual names")
+    root: str = knob("", "where relative image paths start and the only place they may lead to; empty: beside the shard")
+
+
+@dataclass(frozen=True)
+class StoreAt:
+    uri: str = knob("", "folder of parts, runs and the DuckDB index: local path or s3:// (required)")
+
+
+@dataclass(frozen=True)
+class Engine:
+    kind: str = knob("ray", "ray: actors on this machine or a cluster; inline: this process", ("ray", "inline"))
+    workers: int = knob(0, "CPU workers; 0: one for each CPU of the machine or cluster", at_least=0)
+    range_rows: int = knob(64, "rows of one task: what a crash costs at most, per worker", at_least=1)
+    open_shards: int = knob(0, "shards under work at once; 0: two for each worker", at_least=0)
+    batch_timeout_s: float = knob(60.0, "seconds an operator may take over one batch; longer is a hang", at_least=0.1)
+    max_crashes_per_shard: int = knob(20, "rows of one shard that may kill a worker before the shard fails", at_least=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    exhaustive: bool = knob(False, "score rejected rows with the costly operators too")
+    max_failed_share: float = knob(0.01, "share of rows that may fail before the exit code is 3", at_least=0.0)
+
+
+@dataclass(frozen=True)
+class Decode:
+    max_megapixels: float = knob(100.0, "larger pictures are refused by their header, megapixels", at_least=0.001)
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    long_side_px: int = knob(1024, "canonical size at which sharpness is measured, px", at_least=64)
+
+
+@dataclass(frozen=True)
+class Photometry:
+    luma_px: int = knob(1024, "canonical size at which light is measured, px", at_least=64)
+    color_px: int = knob(256, "canonical size at which colors are measured, px", at_least=64)
+
+
+@dataclass(frozen=True)
+class Aesthetic:
+    engine: str = knob("photometric", "photometric: classical baseline; none: not scored", ("photometric", "none"))
+
+
+@dataclass(frozen=True)
+class Faces:
+    engine: str = knob("haar", "haar: embedded; yunet: ONNX weights; none: not counted", ("haar", "yunet", "none"))
+    weights: str = knob("", "file of the detector's weights (yunet)")
+
+
+@dataclass(frozen=True)
+class Ocr:
+    engine: str = knob("rapidocr", "rapidocr: PP-OCRv6 inside its wheel; none: text is not read", ("rapidocr", "none"))
+
+
+@dataclass(frozen=True)
+class Caption:
+    engine: str = knob("facts", "facts: composed from what was measured; none: no captions", ("facts", "none"))
+    prompt: str = knob("Describe this image in detail.", "the captioner's prompt; `facts` draws its wording from it")
+
+
+@dataclass(frozen=True)
+class Translate:
+    engine: str = knob("facts", "facts: Chinese of the `facts` captions; none: not translated", ("facts", "none"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, resolved. `policy` holds (name, predicate) in the order in which they judge."""
+
+    input: Input = Input()
+    store: StoreAt = StoreAt()
+    engine: Engine = Engine()
+    run: Run = Run()
+    decode: Decode = Decode()
+    sharpness: Sharpness = Sharpness()
+    photometry: Photometry = Photometry()
+    aesthetic: Aesthetic = Aesthetic()
+    faces: Faces = Faces()
+    ocr: Ocr = Ocr()
+    caption: Caption = Caption()
+    translate: Translate = Translate()
+    policy: tuple[tuple[str, str], ...] = ()
+
+
+SECTIONS = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name != "policy"}
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in the TOML file `path` with `a.b=c` overrides; raises UsageError that names key, value and fix."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as why:
+        raise UsageError(f"recipe {path}: {why.strerror or why}") from None
+    except UnicodeDecodeError as why:
+        raise UsageError(f"recipe {path}: not UTF-8 text ({why.reason} at byte {why.start})") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
+        raise UsageError(f"recipe {path}: not valid TOML: {why}") from None
+    for override in overrides:
+        _override(tables, override)
+    return from_tables(tables, where=str(path))
+
+
+def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """The recipe that the parsed TOML `tables` describe."""
+    sections: dict[str, Any] = {}
+    for name, value in tables.items():
+        if name == "policy":
+            sections["policy"] = _policy(value, where)
+        elif name in SECTIONS:
+            sections[name] = _section(name, SECTIONS[name], value, where)
+        else:
+            raise UsageError(f"{where}: unknown section [{name}]{nearest(name, [*SECTIONS, 'policy'])}")
+    recipe = Recipe(**sections)
+    for key, value in (("input.uri", recipe.input.uri), ("store.uri", recipe.store.uri)):
+        if not value:
+            raise UsageError(f"{where}: {key} is missing; set it in the file or with --set {key}=PATH")
+    if recipe.translate.engine == "facts" and recipe.caption.engine not in ("facts", "none"):
+        raise UsageError(
+            f"{where}: translate.engine='facts' only translates captions of caption.engine='facts', "
+            f"not {recipe.caption.engine!r}; set translate.engine='none' or another translator"
+        )
+    return recipe
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML; `load` reads it back to an equal value."""
+    lines: list[str] = []
+    for name in SECTIONS:
+        lines.append(f"[{name}]")
+        section = getattr(recipe, name)
+        lines += [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines.append("")
+    lines.append("[policy]")
+    lines += [f"{_toml(name)} = {_toml(predicate)}" for name, predicate in recipe.policy]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not section or not name:
+        raise UsageError(f"--set {override!r}: write it as section.key=value, e.g. --set engine.kind=inline")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: nobody wants to quote for the shell and for TOML
+    table = tables.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"--set {override!r}: {section!r} is not a section{nearest(section, [*SECTIONS, 'policy'])}")
+    table[name] = value
+
+
+def _section(name: str, kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: {name} = {values!r} must be a section: write [{name}] and its keys below")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    types = get_type_hints(kind)
+    checked = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UsageError(f"{where}: unknown key {name}.{key}{nearest(key, fields)}")
+        checked[key] = _value(f"{where}: {name}.{key}", types[key], value, fields[key].metadata)
+    return kind(**checked)
+
+
+def _value(where: str, kind: type, value: Any, metadata: Mapping[str, Any]) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{where} = {value!r} must be {_KINDS[kind]}, not {type(value).__name__}")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise UsageError(f"{where} = {value!r} is not known{nearest(value, metadata['choices'])}")
+    if metadata["at_least"] is not None and not value >= metadata["at_least"]:
+        raise UsageError(f"{where} = {value!r} must be at least {metadata['at_least']}")
+    return value
+
+
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _policy(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise UsageError(f'{where}: policy must be a section of lines like sharp = "sharpness_tile >= 40"')
+    for name, predicate in value.items():
+        if not isinstance(predicate, str) or not predicate.strip():
+            raise UsageError(f"{where}: policy.{name} = {predicate!r} must be a SQL predicate in quotes")
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise UsageError(f"{where}: policy name {name!r} may have letters, digits, '_' and '-' only")
+    return tuple(value.items())

@@ -1,0 +1,98 @@
+"""The caption store: immutable parts, and a DuckDB index over them that can be rebuilt at any time.
+
+    from curate.store import Store
+    Store("demo/store").sql("select drop_reason, count(*) from samples group by 1").df()
+
+    files.py   where files lie (local disk, s3://, gs://) and how they are published
+    parts.py   what one operator wrote for one shard
+    index.py   captions.duckdb: ingest, views
+    query.py   read-only, sandboxed SQL
+    verify.py  do parts, ledger and index agree
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from curate.errors import StoreError
+from curate.store import index, query
+from curate.store.files import Files, open_files
+
+
+class Store:
+    """A store at a local path or s3:// URI. SQL sees the index as of the last ingest."""
+
+    def __init__(self, uri: str | Path, files: Files | None = None) -> None:
+        self.uri = str(uri)
+        self.files = files or open_files(self.uri)
+        self._db: tuple[int, duckdb.DuckDBPyConnection] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The index file; made from the parts when it is absent."""
+        path = index.index_path(self.files)
+        if not path.exists():
+            self.require()
+            self.ingest()
+        return path
+
+    def require(self) -> None:
+        """Raise StoreError when nothing at the URI looks like a store."""
+        if not any(True for _ in self.files.list("runs")):
+            raise StoreError(f"{self.uri}: no store here; make one with: curate run RECIPE --set store.uri={self.uri}")
+
+    def sql(self, text: str, parameters: list[Any] | None = None) -> duckdb.DuckDBPyRelation:
+        """The result of a read-only query as a DuckDB relation: `.df()`, `.fetchall()`, `.to_arrow_table()`."""
+        return self.connection().sql(text, params=parameters)
+
+    def rows(self, text: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        """All rows of a read-only query."""
+        return self.connection().execute(text, parameters or []).fetchall()
+
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """A sandboxed read-only connection; opened anew when an ingest has put another index in place."""
+        inode = self.path.stat().st_ino
+        if self._db is None or self._db[0] != inode:
+            self.close()
+            self._db = inode, query.connect(self.path)
+        return self._db[1]
+
+    def close(self) -> None:
+        """Close the connection, if one is open."""
+        if self._db is not None:
+            self._db[1].close()
+            self._db = None
+
+    def ingest(self) -> int:
+        """Add new parts to the index; returns how many there were."""
+        return index.update(self.files)
+
+    def rebuild(self) -> int:
+        """Make the index anew from the parts; returns how many there are."""
+        return index.update(self.files, rebuild=True)
+
+    def counts(self) -> dict[str, int]:
+        """Rows in, kept, dropped, failed, undecided, and rows with a caption in each language."""
+        names = ("rows", "kept", "dropped", "failed", "undecided", "captions_en", "captions_zh")
+        (row,) = self.rows(
+            "SELECT count(*), count(*) FILTER (keep), count(*) FILTER (NOT keep AND error IS NULL), "
+            "count(*) FILTER (error IS NOT NULL), count(*) FILTER (keep IS NULL), count(caption_en), count(caption_zh) "
+            "FROM samples"
+        )
+        return dict(zip(names, row, strict=True))
+
+    def drop_reasons(self) -> list[tuple[str, int]]:
+        """Rows by drop reason, in the order of the policy."""
+        return self.rows(
+            "SELECT drop_reason, count(*) FROM samples LEFT JOIN policy ON drop_reason IN (name, name || '_null') "
+            "WHERE keep = FALSE AND drop_reason IS NOT NULL GROUP BY drop_reason ORDER BY min(position), drop_reason"
+        )
+
+    def error_words(self) -> list[tuple[str, int]]:
+        """Failed rows by error, most frequent first."""
+        return self.rows(
+            "SELECT error, count(*) FROM samples WHERE error IS NOT NULL GROUP BY error ORDER BY count(*) DESC, error"
+        )

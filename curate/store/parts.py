@@ -1,0 +1,141 @@
+"""Parts: what one operator wrote for one shard, the truth that everything else is derived from.
+
+    parts/<operator>@<fingerprint>/<shard>.parquet        the part
+    parts/<operator>@<fingerprint>/<shard>+1.parquet      rows that a later policy or retry added; the later row wins
+    parts/<operator>@<fingerprint>/operator.json          what the fingerprint stands for
+    staging/<stage>/<shard>/<rows>.parquet                finished ranges of a shard whose parts are not published yet
+
+A visible part is committed. Parts are sorted by row and their bytes depend on their rows alone: no time, no host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.store.files import Files
+
+ROW_GROUP_ROWS = 20_000
+PART = re.compile(r"^parts/([a-z_]+)@([0-9a-f]+)/([A-Za-z0-9._=-]{1,200})(?:\+(\d+))?\.parquet$")
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """One operator as it was configured: its name and the fingerprint of all that decides its output."""
+
+    operator: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        return f"parts/{self.operator}@{self.fingerprint}"
+
+    def __str__(self) -> str:
+        return f"{self.operator}@{self.fingerprint}"
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One published file; `sequence` counts the parts of one shard and version."""
+
+    version: Version
+    shard: str
+    sequence: int = 0
+
+    @property
+    def path(self) -> str:
+        suffix = f"+{self.sequence}" if self.sequence else ""
+        return f"{self.version.folder}/{self.shard}{suffix}.parquet"
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Sixteen hex digits over everything that decides an operator's output; key order does not matter."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse(path: str) -> Part | None:
+    """The part that `path` names, or None for any other file."""
+    found = PART.match(path)
+    if not found:
+        return None
+    operator, mark, shard, sequence = found.groups()
+    return Part(Version(operator, mark), shard, int(sequence or 0))
+
+
+def list_parts(files: Files, version: Version | None = None) -> list[Part]:
+    """All published parts, or those of one version, sorted."""
+    folder = version.folder if version else "parts"
+    return sorted(part for path in files.list(folder) if (part := parse(path)))
+
+
+def encode(table: pa.Table) -> bytes:
+    """`table` as Parquet with bytes that depend on its content alone."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd", compression_level=3, row_group_size=ROW_GROUP_ROWS, version="2.6")
+    return out.getvalue()
+
+
+def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
+    """The table in `path`; raises FileNotFoundError."""
+    local = files.local(path)
+    source = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
+    return pq.ParquetFile(source).read(columns=list(columns) if columns else None)
+
+
+def read_parts(files: Files, parts: Iterable[Part], columns: Iterable[str] | None = None) -> pa.Table | None:
+    """The rows of one shard's parts of one version, sorted by row, the latest part winning; None without parts."""
+    tables = [read_table(files, part.path, columns) for part in sorted(parts)]
+    if not tables:
+        return None
+    return tables[0] if len(tables) == 1 else latest(pa.concat_tables(tables, promote_options="default"))
+
+
+def latest(table: pa.Table) -> pa.Table:
+    """`table` sorted by `row`, with only the last of the rows that share a number."""
+    rows = table["row"].to_pylist()
+    last = {row: index for index, row in enumerate(rows)}
+    order = [last[row] for row in sorted(last)]
+    return table if order == list(range(len(rows))) else table.take(pa.array(order, pa.int64()))
+
+
+def parts_of(files: Files, version: Version, shard: str) -> list[Part]:
+    """The published parts of one shard; they are numbered without gaps, so no folder has to be listed."""
+    found: list[Part] = []
+    while files.exists((part := Part(version, shard, len(found))).path):
+        found.append(part)
+    return found
+
+
+def publish(files: Files, version: Version, shard: str, table: pa.Table) -> bool:
+    """Publish the rows of `table` that no part of `shard` holds yet; True when a part was written.
+
+    A race with another writer is lost harmlessly: what the winner published is looked up and only what is still
+    missing is offered under the next number.
+    """
+    while True:
+        there = parts_of(files, version, shard)
+        held = read_parts(files, there, ["row"])
+        if held is not None:
+            known = set(held["row"].to_pylist())
+            fresh = [i for i, row in enumerate(table["row"].to_pylist()) if row not in known]
+            if not fresh:
+                return False
+            if len(fresh) < table.num_rows:
+                table = table.take(pa.array(fresh, pa.int64()))
+        described = table.replace_schema_metadata({"operator": str(version), "shard": shard, **_kept(table)})
+        if files.create(Part(version, shard, len(there)).path, encode(described)):
+            return True
+
+
+def _kept(table: pa.Table) -> dict[str, str]:
+    """Metadata that the writer of the table set on purpose (the identity of the input shard)."""
+    return {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k.startswith(b"shard_")}

@@ -1,0 +1,101 @@
+"""Read-only, sandboxed SQL over the index.
+
+The connection can read the index file and nothing else: no other file, no network, no extension, no setting can be
+changed back. What DuckDB itself cannot promise (it has no users) is that the file system is out of reach of a bug in
+it; for SQL from strangers, run the command under an account that cannot write the store (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.errors import StoreError, UsageError
+
+MEMORY = "1GB"
+
+
+def connect(path: Path) -> duckdb.DuckDBPyConnection:
+    """A sandboxed read-only connection to the index file."""
+    try:
+        db = duckdb.connect(str(path), read_only=True, config={"memory_limit": MEMORY})
+    except duckdb.Error as why:
+        raise StoreError(f"{path}: {str(why).splitlines()[0]}; rebuild it with: curate store rebuild") from None
+    db.execute("SET temp_directory = ''")
+    db.execute("SET enable_external_access = false")
+    db.execute("SET autoinstall_known_extensions = false")
+    db.execute("SET autoload_known_extensions = false")
+    db.execute("SET lock_configuration = true")
+    return db
+
+
+@contextmanager
+def deadline(db: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt whatever runs on the connection after `seconds`."""
+    timer = threading.Timer(seconds, db.interrupt)
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise UsageError(f"the query took longer than {seconds:g} s; give it more with --timeout") from None
+    finally:
+        timer.cancel()
+
+
+def run(db: duckdb.DuckDBPyConnection, text: str, limit: int, seconds: float) -> pa.Table:
+    """The first `limit` rows of one statement (all for 0); raises UsageError with DuckDB's own first line."""
+    with deadline(db, seconds):
+        try:
+            statements = duckdb.extract_statements(text)
+            if len(statements) != 1:
+                raise UsageError(f"one statement at a time, not {len(statements)}")
+            result = db.execute(text)
+            reader = result.to_arrow_reader(10_000)
+            batches, left = [], limit
+            for batch in reader:
+                batches.append(batch.slice(0, left) if limit else batch)
+                left -= batch.num_rows
+                if limit and left <= 0:
+                    break
+            return pa.Table.from_batches(batches, schema=reader.schema)
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as why:
+            raise UsageError(f"SQL: {str(why).splitlines()[0]}") from None
+
+
+def write(table: pa.Table, kind: str, out: Path | None) -> None:
+    """Write the rows as csv, json (one object a line) or parquet to a file or to standard output."""
+    if kind == "parquet":
+        if out is None and sys.stdout.isatty():
+            raise UsageError("parquet is not for a terminal; add --out FILE or redirect the output")
+        pq.write_table(table, out if out else sys.stdout.buffer)
+        return
+    with out.open("w", encoding="utf-8", newline="") if out else _stdout() as file:
+        if kind == "json":
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        else:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(table.column_names)
+            for row in table.to_pylist():
+                writer.writerow([_cell(value) for value in row.values()])
+
+
+@contextmanager
+def _stdout() -> Iterator[IO[str]]:
+    yield sys.stdout
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,38 @@
+-- The views of the caption store. Names in braces are filled in by curate/store/index.py; docs/columns.md describes
+-- every column.
+
+-- One wide row per input row: identity, scores, captions and the verdict of the active policy.
+CREATE OR REPLACE VIEW samples AS
+SELECT {columns}
+FROM (
+    SELECT *,
+        CASE WHEN error IS NULL THEN nullif(verdict, '?') END AS drop_reason,
+        CASE WHEN error IS NOT NULL THEN FALSE WHEN verdict = '?' THEN NULL ELSE verdict IS NULL END AS keep
+    FROM (SELECT *, {verdict} AS verdict FROM wide)
+);
+
+-- Every caption of every row: the raw one, and what each version of each captioner and translator wrote.
+CREATE OR REPLACE VIEW captions AS
+SELECT n.shard || ':' || (c.id & 4294967295) AS row_id, n.shard, c.id & 4294967295 AS row, c.* EXCLUDE (id)
+FROM ({captions}) AS c JOIN shard_numbers AS n ON n.number = c.id >> 32;
+
+-- Every numeric score in long form, of all versions: what changed when a scorer changed is one GROUP BY away.
+CREATE OR REPLACE VIEW scores AS
+SELECT n.shard || ':' || (s.id & 4294967295) AS row_id, n.shard, s.id & 4294967295 AS row, s.operator, s.fingerprint,
+    coalesce(o.active, FALSE) AS active, s.name, s.value
+FROM ({scores}) AS s
+JOIN shard_numbers AS n ON n.number = s.id >> 32
+LEFT JOIN operators AS o ON o.operator = s.operator AND o.fingerprint = s.fingerprint;
+
+-- One row for each input row that failed, with the operator that failed on it.
+CREATE OR REPLACE VIEW errors AS
+SELECT n.shard || ':' || (e.id & 4294967295) AS row_id, n.shard, e.id & 4294967295 AS row, e.operator, e.error, e.message
+FROM ({errors}) AS e
+JOIN shard_numbers AS n ON n.number = e.id >> 32
+JOIN operators AS o ON o.operator = e.operator AND o.fingerprint = e.fingerprint AND o.active;
+
+-- Why rows were dropped, with all predicates that they fail and not only the first.
+CREATE OR REPLACE VIEW drops AS
+SELECT row_id, shard, row, drop_reason, {failing} AS failing
+FROM samples
+WHERE keep = FALSE AND drop_reason IS NOT NULL;
