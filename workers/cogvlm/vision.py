@@ -1,0 +1,151 @@
+"""Picture to image features: EVA2-CLIP-E tower (Sun et al. 2023, arXiv:2303.15389) and the GLU adapter of CogVLM.
+
+    pixels [I, 3, S, S]
+      -> patches + CLS + positions     [I, 1+P, Hv]   P = (S / 14)^2
+      -> transformer layers            [I, 1+P, Hv]   LayerNorm on each branch's output, not on its input
+      -> without CLS                   [I, P, Hv]
+      -> 2x2 convolution (CogVLM2)     [I, P/4, Hv]
+      -> adapter                       [I, N, H]
+      -> BOI, features, EOI            [I, N+2, H]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from workers.cogvlm.config import Config, VisionConfig
+
+# Mean and standard deviation of CLIP's training pictures, RGB in 0..1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# torch's default, and not the checkpoint's vision_config.layer_norm_eps: the reference passes none.
+ADAPTER_NORM_EPS = 1e-5
+
+
+def resize(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
+    """`rgb` (H, W, 3) as a square of `side_px`, by Pillow's bicubic; the aspect ratio is not kept."""
+    square = Image.fromarray(rgb).resize((side_px, side_px), Image.Resampling.BICUBIC)
+    return np.asarray(square)
+
+
+def normalize(squares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 squares [I, S, S, 3] to pixel values [I, 3, S, S]: 0..1, CLIP's mean off, CLIP's deviation one."""
+    mean = torch.tensor(CLIP_MEAN, device=squares.device).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=squares.device).view(3, 1, 1)
+    return ((squares.permute(0, 3, 1, 2).float() / 255 - mean) / std).to(dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches by a strided convolution, CLS in front, a learnt embedding for every position."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        size = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=size, stride=size)
+        self.cls_embedding = nn.Parameter(torch.empty(1, config.hidden_size))
+        self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[I, 3, S, S] -> [I, 1+P, Hv], patches row by row."""
+        patches = self.proj(pixels).flatten(2).transpose(1, 2)
+        cls = self.cls_embedding.expand(len(patches), 1, -1)
+        embedded: Tensor = torch.cat((cls, patches), dim=1) + self.position_embedding.weight
+        return embedded
+
+
+class VisionAttention(nn.Module):
+    """Full self-attention of the tower; the fused projection is laid out [3, heads, head_dim]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, 1+P, Hv] -> [I, 1+P, Hv]."""
+        qkv = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out: Tensor = self.dense(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class VisionMLP(nn.Module):
+    """Two linears with the exact (erf) GELU between."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, 1+P, Hv] -> [I, 1+P, Hv]."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class VisionLayer(nn.Module):
+    """x += LN(attention(x)); x += LN(mlp(x))."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.attention = VisionAttention(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VisionMLP(config)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, 1+P, Hv] -> [I, 1+P, Hv]."""
+        x = x + self.input_layernorm(self.attention(x))
+        x = x + self.post_attention_layernorm(self.mlp(x))
+        return x
+
+
+class Adapter(nn.Module):
+    """From the tower's width to the decoder's, through a gated linear unit as wide as the decoder's MLP."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.linear_proj = nn.Linear(config.vision.hidden_size, hidden, bias=False)
+        self.norm1 = nn.LayerNorm(hidden, eps=ADAPTER_NORM_EPS)
+        self.gate_up = nn.Linear(hidden, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, N, Hv] -> [I, N, H]."""
+        x = F.gelu(self.norm1(self.linear_proj(x)))
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
+class Vision(nn.Module):
+    """Tower, 2x2 convolution (CogVLM2), adapter, and the two learnt embeddings that enclose a picture."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        tower, width = config.vision, config.vision.hidden_size
+        self.grid = tower.grid
+        self.patch_embedding = PatchEmbedding(tower)
+        self.layers = nn.ModuleList(VisionLayer(tower) for _ in range(tower.num_hidden_layers))
+        self.conv = nn.Conv2d(width, width, kernel_size=2, stride=2) if config.second else None
+        self.adapter = Adapter(config)
+        self.boi = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.eoi = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixel values [I, 3, S, S] -> image features [I, N+2, H]."""
+        x = self.patch_embedding(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        x = x[:, 1:]
+        if self.conv is not None:
+            x = self.conv(x.transpose(1, 2).unflatten(2, (self.grid, self.grid))).flatten(2).transpose(1, 2)
+        x = self.adapter(x)
+        return torch.cat((self.boi.expand(len(x), 1, -1), x, self.eoi.expand(len(x), 1, -1)), dim=1)
