@@ -97,14 +97,14 @@ def _color(rgb: Bytes, min_share: float) -> dict[str, Any]:
 
     Hasler and Suesstrunk, "Measuring colourfulness in natural images", Human Vision and Electronic Imaging 2003.
     """
-    r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
-    rg, yb = r - g, (r + g) * np.float32(0.5) - b
-    (rg_mean, rg_sd), (yb_mean, yb_sd) = _moments(rg), _moments(yb)
-    high, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
+    r, g, b = (plane.astype(np.int16) for plane in cv2.split(rgb))
+    rg, yb2 = r - g, r + g - 2 * b
+    (rg_mean, rg_sd), (yb2_mean, yb2_sd) = _moments(rg), _moments(yb2)
+    high, low = cv2.max(cv2.max(r, g), b), cv2.min(cv2.min(r, g), b)
     names, shares = color_names(rgb, min_share)
     return {
-        "colorfulness": math.hypot(rg_sd, yb_sd) + 0.3 * math.hypot(rg_mean, yb_mean),
-        "saturation": float(((high - low) / np.maximum(high, 1)).mean()),
+        "colorfulness": math.hypot(rg_sd, yb2_sd / 2) + 0.3 * math.hypot(rg_mean, yb2_mean / 2),
+        "saturation": float(cv2.mean(cv2.divide(high - low, cv2.max(high, 1), dtype=cv2.CV_32F))[0]),
         "border": border(rgb),
         "colors": names,
         "color_shares": shares,
@@ -173,9 +173,9 @@ def _is_page(inner: Bytes, color: Bytes) -> bool:
 
 def color_names(rgb: Bytes, min_share: float = 0.05) -> tuple[list[str], list[float]]:
     """Names of the dominant colours of (H, W, 3) and their shares, at most four, most frequent first."""
-    cells = rgb >> 3
-    index = (cells[..., 0].astype(np.uint16) << 10) | (cells[..., 1].astype(np.uint16) << 5) | cells[..., 2]
-    counts = np.bincount(_name_table()[index].ravel(), minlength=len(NAMES))
+    r, g, b = (plane.astype(np.uint16) >> 3 for plane in cv2.split(rgb))
+    cells = np.bincount(((r << 10) | (g << 5) | b).ravel(), minlength=1 << 15)
+    counts = np.bincount(_name_table(), weights=cells, minlength=len(NAMES))
     shares = counts / counts.sum()
     order = sorted(range(len(NAMES)), key=lambda i: (-shares[i], i))[:4]
     chosen = [i for i in order if shares[i] >= min_share] or order[:1]

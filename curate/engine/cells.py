@@ -126,8 +126,8 @@ class Cells:
         columns = [f'cells_{i}."{name}"' for name, i in self.columns.items()]
         read = set().union(*(p.columns for p in plan.predicates), *(o.needs for o in plan.operators))
         missing = [name for name in read if name in plan.schema.names and name not in self.columns]
-        empty = plan.schema.empty_table().select(missing)
-        self.db.register("cells_missing", empty)
+        if missing:
+            self.db.register("cells_missing", plan.schema.empty_table().select(missing))
         columns += [f'missing."{name}"' for name in missing]
         columns += [f"{f'cells_{i}.row IS NOT NULL' if i in self.tables else 'FALSE'} AS done_{i}" for i in self._all()]
         failed = " OR ".join(f"coalesce(cells_{i}.error IS NOT NULL, FALSE)" for i in others) or "FALSE"
