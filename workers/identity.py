@@ -57,11 +57,7 @@ def pdq_at(picture: Picture, long_side_px: int) -> tuple[str, int]:
     """
     import pdqhash
 
-    # Twice the size and an exact 2 x 2 mean, because the sharpness scorer has that luma at hand.
-    luma = picture.gray_at(2 * long_side_px)
-    height, width = (max(1, side // 2) for side in luma.shape)
-    small: Any = cv2.resize(luma[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
-    vector, quality = pdqhash.compute(cv2.cvtColor(_grid(small), cv2.COLOR_GRAY2RGB))
+    vector, quality = pdqhash.compute(cv2.cvtColor(_grid(picture.gray_at(long_side_px)), cv2.COLOR_GRAY2RGB))
     return np.packbits(vector).tobytes().hex(), int(quality)
 
 

@@ -64,11 +64,11 @@ BAR_MAX_INNER_SAME = 0.5
 
 
 def photometry(
-    samples: Sequence[Sample], *, luma_px: int = 1024, color_px: int = 256, min_share: float = 0.05
+    samples: Sequence[Sample], *, luma_px: int = 512, color_px: int = 256, min_share: float = 0.05
 ) -> list[dict[str, Any]]:
     """Light and colour of each sample, one dict per sample (schemas/columns.py, operator `photometry`).
 
-    Luma statistics come from luma at `luma_px` (which the sharpness scorer uses too), colour, border and names from
+    Luma statistics come from luma at `luma_px`, colour, border and names from
     RGB at `color_px`; at most four colours with a share of at least `min_share`.
     """
     return [
@@ -104,7 +104,7 @@ def _color(rgb: Bytes, min_share: float) -> dict[str, Any]:
     names, shares = color_names(rgb, min_share)
     return {
         "colorfulness": math.hypot(rg_sd, yb2_sd / 2) + 0.3 * math.hypot(rg_mean, yb2_mean / 2),
-        "saturation": float(cv2.mean(cv2.divide(high - low, cv2.max(high, 1), dtype=cv2.CV_32F))[0]),
+        "saturation": float(cv2.mean(cv2.divide(high - low, cv2.max(high, np.ones_like(high)), dtype=cv2.CV_32F))[0]),
         "border": border(rgb),
         "colors": names,
         "color_shares": shares,
@@ -150,12 +150,13 @@ def border(rgb: Bytes) -> float:
 
 def _bar(rgb: Bytes) -> int:
     """Number of leading rows of one colour; 0 when all rows are of it."""
-    first = rgb[0]
-    color = np.median(first, axis=0)
     # Almost every photograph leaves here, after one row.
-    if (np.abs(first - color).max(axis=1) <= BAR_TOLERANCE).mean() < BAR_PURITY:
+    ordered = np.sort(rgb[0], axis=0).astype(np.int16)
+    rest = int(len(ordered) * (1 - BAR_PURITY) / 2)
+    if (ordered[-1 - rest] - ordered[rest]).max() > 2 * BAR_TOLERANCE:
         return 0
-    same = (np.abs(rgb.astype(np.int16) - color.astype(np.int16)) <= BAR_TOLERANCE).all(axis=2).mean(axis=1)
+    color = ordered[len(ordered) // 2]
+    same = (np.abs(rgb.astype(np.int16) - color) <= BAR_TOLERANCE).all(axis=2).mean(axis=1)
     other = np.flatnonzero(same < BAR_PURITY)
     return int(other[0]) if other.size else 0
 

@@ -69,6 +69,9 @@ MAX_PROFILE_BYTES = 8 << 20
 # Pillow has no argument for it and would start a thread per core; the engine runs one process per core.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
+# Sizes of luma that are halved from 1024 px, the canonical size of the sharpness scorer.
+HALVES_PX = (512, 256, 128, 64)
+
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,13 +139,17 @@ class Picture:
         return self._rgbs[long_side_px]
 
     def gray_at(self, long_side_px: int) -> Bytes:
-        """BT.601 luma with the longer side at `long_side_px`, (H, W): area mean down, bilinear up."""
+        """BT.601 luma with the longer side at `long_side_px`, (H, W): area mean down, bilinear up.
+
+        512, 256, ... px are exact 2 x 2 means of the luma at 1024 px, whoever asks first: the scorers share it.
+        """
         if long_side_px not in self._grays:
-            if 0 not in self._grays:
-                gray: Any = cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY)
-                gray.flags.writeable = False
-                self._grays[0] = gray
-            self._grays[long_side_px] = _resized(self._grays[0], long_side_px)
+            if long_side_px in HALVES_PX:
+                self._grays[long_side_px] = _halved(self.gray_at(2 * long_side_px))
+            else:
+                if 0 not in self._grays:
+                    self._grays[0] = _frozen(cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY))
+                self._grays[long_side_px] = _resized(self._grays[0], long_side_px)
         return self._grays[long_side_px]
 
 
@@ -449,8 +456,7 @@ def _resized(pixels: Bytes, long_side_px: int) -> Bytes:
         return pixels
     out: Any = pixels
     while min(out.shape[1] / size[0], out.shape[0] / size[1]) >= 3 and min(out.shape[:2]) >= 2:
-        half = (out.shape[1] // 2, out.shape[0] // 2)
-        out = cv2.resize(out[: half[1] * 2, : half[0] * 2], half, interpolation=cv2.INTER_AREA)
+        out = _halved(out)
     r = max(out.shape[1] / size[0], out.shape[0] / size[1])
     if r > 1 and out.shape[1::-1] != size:
         a = (min(r, 3) ** 2 - 1) / 24
@@ -459,8 +465,18 @@ def _resized(pixels: Bytes, long_side_px: int) -> Bytes:
         out = cv2.GaussianBlur(out, (3, 3), sigma, borderType=cv2.BORDER_REPLICATE)
     if out.shape[1::-1] != size:
         out = cv2.resize(out, size, interpolation=cv2.INTER_LINEAR)
-    out.flags.writeable = False
-    return cast(Bytes, out)
+    return _frozen(out)
+
+
+def _halved(pixels: Bytes) -> Bytes:
+    height, width = (max(1, side // 2) for side in pixels.shape[:2])
+    whole = pixels[: 2 * height, : 2 * width]
+    return _frozen(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _frozen(pixels: Any) -> Bytes:
+    pixels.flags.writeable = False
+    return cast(Bytes, pixels)
 
 
 def header_pixels(data: bytes) -> int:
