@@ -323,16 +323,17 @@ def _broken(data: bytes, kind: str, failure: Exception, known: dict[str, Any]) -
 
 
 def _boxes_end(data: bytes) -> int:
-    """Where the last box of an ISO base media file says that it ends, bytes."""
-    at = 0
+    """Where an ISO base media file says that it ends, bytes; past its end when it has no picture data yet."""
+    at, names = 0, set()
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:
+        if size < 8:  # 0: to the end of the file
             return len(data)
+        names.add(data[at + 4 : at + 8])
         at += size
-    return at
+    return at if at == len(data) and b"mdat" in names else max(at, len(data) + 1)
 
 
 def _srgb(image: Image.Image) -> Image.Image:
