@@ -66,9 +66,9 @@ class Haar:
         """Weight that the second cascade gives to the proposed square, searched in 1.25 times its size; None is no."""
         margin = side // 8
         crop = gray[max(0, top - margin) : top + side + margin, max(0, left - margin) : left + side + margin]
-        crop = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_LINEAR)
+        window = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_LINEAR)
         _, _, weights = self._confirm.detectMultiScale3(
-            crop, scaleFactor=1.08, minNeighbors=1, minSize=(48, 48), outputRejectLevels=True
+            window, scaleFactor=1.08, minNeighbors=1, minSize=(48, 48), outputRejectLevels=True
         )
         return float(np.max(weights)) if len(weights) else None
 

@@ -49,6 +49,7 @@ CROP_SIDE_PX = 2048  # lines are cut from the picture at most this large: a 48 p
 LONE_CONFIDENCE = 0.95
 LARGE_SIDE = 0.15  # a box this share of the picture's short side is large
 BORDER = 0.1
+TURN_CONFIDENCE = 0.9  # a tall line read with less is tried the other way round: its text may run upwards
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Line:
     @property
     def vertical(self) -> bool:
         """A column of characters, as in traditional Chinese typesetting."""
-        wide, high = _sides(self.quad)
-        return high >= 1.5 * wide and len(self.text) > 1
+        return _tall(self.quad) and len(self.text) > 1
 
 
 class RapidOcr:
@@ -145,7 +145,10 @@ class RapidOcr:
         scale = np.array([source.shape[1] / width, source.shape[0] / height], np.float32)
         lines = []
         for quad in quads:
-            text, confidence = self.read(get_rotate_crop_image(source, quad * scale))
+            crop = get_rotate_crop_image(source, quad * scale)  # turns a tall crop to the left
+            text, confidence = self.read(crop)
+            if confidence < TURN_CONFIDENCE and _tall(quad):
+                text, confidence = max((text, confidence), self.read(crop[::-1, ::-1]), key=lambda read: read[1])
             length = len("".join(text.split()))
             large = min(_sides(quad)) >= LARGE_SIDE * min(width, height)
             doubtful = (length <= 1 or (large and length <= 2)) and confidence < LONE_CONFIDENCE
@@ -264,6 +267,11 @@ def covered(quads: Sequence[Quad], width: int, height: int) -> tuple[float, floa
 def _sides(quad: Quad) -> tuple[float, float]:
     """Length of the top and of the left side."""
     return float(np.linalg.norm(quad[1] - quad[0])), float(np.linalg.norm(quad[3] - quad[0]))
+
+
+def _tall(quad: Quad) -> bool:
+    wide, high = _sides(quad)
+    return high >= 1.5 * wide
 
 
 def _model_paths() -> tuple[Path, Path]:
