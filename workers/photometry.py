@@ -48,15 +48,17 @@ NAMES = tuple(COLOR_NAMES)
 UNDEREXPOSED_LUMA = 10
 OVEREXPOSED_LUMA = 245
 
-# Border search, all at the color size. A bar's pixels lie within BAR_TOLERANCE of its colour (JPEG noise is 2 to 4).
-BAR_TOLERANCE = 8
+# Border search, all at the color size, in Y, Cr, Cb. A bar's pixels lie within BAR_TOLERANCE of its colour: a JPEG's
+# luma rings by 2 to 4, and its chroma, at half the resolution, bleeds from the picture into a coloured bar.
+BAR_TOLERANCE = np.array([8, 16, 16], np.int16)
 BAR_PURITY = 0.995
 # Just inside the bar the picture must begin along a straight line: this share of the line differs from the bar. A
 # tower against a night sky, a head on studio white or a line of text fill less than half of their first lines.
 BAR_EDGE_SHARE = 0.6
 # Two opposite bars of one thickness and colour are evidence in themselves; dark film between black bars needs less.
 BAR_PAIR_EDGE_SHARE = 0.25
-BAR_EDGE_PX = 3
+# Deep enough for what has bled.
+BAR_EDGE_PX = 6
 # What is left inside must be a picture. Below this share of the whole it is an object on a ground, and with more
 # than half of it in the bar's own colour it is print on a page.
 BAR_MIN_INNER = 0.2
@@ -72,7 +74,7 @@ def photometry(
     RGB at `color_px`; at most four colours with a share of at least `min_share`.
     """
     return [
-        _light(sample.picture.gray_at(luma_px)) | _color(sample.picture.rgb_at(color_px), min_share)
+        {**_light(sample.picture.gray_at(luma_px)), **_color(sample.picture.rgb_at(color_px), min_share)}
         for sample in samples
     ]
 
@@ -122,54 +124,45 @@ def border(rgb: Bytes) -> float:
     A bar is a run of uniform lines at an edge that ends in a straight edge. Sky, night or studio ground that merely
     touches the edge is none, unless it happens to end along one straight line. A blank picture has no border: 0.
     """
-    height, width = rgb.shape[:2]
-    top, bottom = _bar(rgb), _bar(rgb[::-1])
-    left, right = _bar(rgb.transpose(1, 0, 2)), _bar(rgb[:, ::-1].transpose(1, 0, 2))
-    inner = rgb[top : height - bottom, left : width - right]
-    if not (top or bottom or left or right) or inner.size < BAR_MIN_INNER * rgb.size:
+    ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb).astype(np.int16)
+    height, width = ycc.shape[:2]
+    # The four edges as views whose first row is the edge: top, bottom, left, right.
+    edges = (ycc, ycc[::-1], ycc.transpose(1, 0, 2), ycc[:, ::-1].transpose(1, 0, 2))
+    bars = [_bar(edge) for edge in edges]
+    top, bottom, left, right = bars
+    inner = ycc[top : height - bottom, left : width - right]
+    if not any(bars) or inner.size < BAR_MIN_INNER * ycc.size:
         return 0.0
-    views = (
-        (top, inner, rgb[0, 0]),
-        (bottom, inner[::-1], rgb[-1, 0]),
-        (left, inner.transpose(1, 0, 2), rgb[0, 0]),
-        (right, inner[:, ::-1].transpose(1, 0, 2), rgb[0, -1]),
-    )
-    shares = [_edge_share(view, color) if bar and not _is_page(inner, color) else 0.0 for bar, view, color in views]
-    kept = []
-    for (one, other), (share, opposite), colors in (
-        ((top, bottom), (shares[0], shares[1]), (rgb[0, width // 2], rgb[-1, width // 2])),
-        ((left, right), (shares[2], shares[3]), (rgb[height // 2, 0], rgb[height // 2, -1])),
-    ):
-        alike = np.abs(colors[0].astype(int) - colors[1].astype(int)).max() <= BAR_TOLERANCE
-        pair = one and other and abs(one - other) <= max(2, 0.05 * max(one, other)) and alike
-        needed = BAR_PAIR_EDGE_SHARE if pair else BAR_EDGE_SHARE
-        kept += [one if share >= needed else 0, other if opposite >= needed else 0]
-    area = (height - kept[0] - kept[1]) * (width - kept[2] - kept[3])
-    return float(1 - area / (height * width))
+    insides = (inner, inner[::-1], inner.transpose(1, 0, 2), inner[:, ::-1].transpose(1, 0, 2))
+    colors = [np.median(edge[0], axis=0) for edge in edges]
+    kept = [0, 0, 0, 0]
+    for i, other, across in ((0, 1, 2), (1, 0, 2), (2, 3, 0), (3, 2, 0)):
+        if not bars[i] or _same(inner, colors[i]).mean() > BAR_MAX_INNER_SAME:
+            continue
+        # A thing in the middle of a plain ground has equal margins too, but it has them on all four sides.
+        pair = abs(bars[i] - bars[other]) <= max(2, 0.05 * bars[i]) and not any(bars[across : across + 2])
+        paired = pair and bool((np.abs(colors[i] - colors[other]) <= BAR_TOLERANCE).all())
+        differs = ~_same(insides[i][:BAR_EDGE_PX], colors[i]).all(axis=0)
+        if differs.mean() >= (BAR_PAIR_EDGE_SHARE if paired else BAR_EDGE_SHARE):
+            kept[i] = bars[i]
+    return float(1 - (height - kept[0] - kept[1]) * (width - kept[2] - kept[3]) / (height * width))
 
 
-def _bar(rgb: Bytes) -> int:
+def _bar(ycc: npt.NDArray[np.int16]) -> int:
     """Number of leading rows of one colour; 0 when all rows are of it."""
     # Almost every photograph leaves here, after one row.
-    ordered = np.sort(rgb[0], axis=0).astype(np.int16)
+    ordered = np.sort(ycc[0], axis=0)
     rest = int(len(ordered) * (1 - BAR_PURITY) / 2)
-    if (ordered[-1 - rest] - ordered[rest]).max() > 2 * BAR_TOLERANCE:
+    if (ordered[-1 - rest] - ordered[rest] > 2 * BAR_TOLERANCE).any():
         return 0
-    color = ordered[len(ordered) // 2]
-    same = (np.abs(rgb.astype(np.int16) - color) <= BAR_TOLERANCE).all(axis=2).mean(axis=1)
-    other = np.flatnonzero(same < BAR_PURITY)
+    other = np.flatnonzero(_same(ycc, ordered[len(ordered) // 2]).mean(axis=1) < BAR_PURITY)
     return int(other[0]) if other.size else 0
 
 
-def _edge_share(inner: Bytes, color: Bytes) -> float:
-    """Share of columns where the picture differs from the bar's colour within BAR_EDGE_PX rows of the bar."""
-    differs = np.abs(inner[:BAR_EDGE_PX].astype(np.int16) - color.astype(np.int16)).max(axis=2) > BAR_TOLERANCE
-    return float(differs.any(axis=0).mean())
-
-
-def _is_page(inner: Bytes, color: Bytes) -> bool:
-    same = np.abs(inner.astype(np.int16) - color.astype(np.int16)).max(axis=2) <= BAR_TOLERANCE
-    return bool(same.mean() > BAR_MAX_INNER_SAME)
+def _same(ycc: npt.NDArray[np.int16], color: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which pixels are of the bar's colour."""
+    same: npt.NDArray[np.bool_] = (np.abs(ycc - color) <= BAR_TOLERANCE).all(axis=2)
+    return same
 
 
 def color_names(rgb: Bytes, min_share: float = 0.05) -> tuple[list[str], list[float]]:
