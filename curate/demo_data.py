@@ -192,14 +192,25 @@ def make_samples(folder: Path, seed: int = 0, layout: str = "parquet") -> list[P
     whose picture is null do not exist there). Without a font for Chinese the posters are English only; a warning says
     so. Raises UsageError when scikit-image or scikit-learn is not installed.
     """
-    write = {"parquet": write_parquet, "webdataset": write_tar, "folder": write_folder}[layout]
     font = cjk_font()
     if font is None:
         log.warning("no font with Chinese characters found: the sample posters are in English only")
-    rows = list(samples(font))
-    random.Random(seed).shuffle(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [write(folder, number, rows[number::SHARDS]) for number in range(SHARDS)]
+    return write_samples(list(samples(font)), folder, seed, layout)
+
+
+def write_samples(rows: list[Row], folder: Path, seed: int, layout: str) -> list[Path]:
+    """Write rows as three shards, made in a hidden folder first: an interrupted call leaves no half of a shard."""
+    write = {"parquet": write_parquet, "webdataset": write_tar, "folder": write_folder}[layout]
+    rows = random.Random(seed).sample(rows, len(rows))
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    paths = [write(partial, number, rows[number::SHARDS]) for number in range(SHARDS)]
+    for path in paths:
+        shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    partial.rmdir()
+    return [folder / path.name for path in paths]
 
 
 def write_parquet(folder: Path, number: int, rows: list[Row]) -> Path:
