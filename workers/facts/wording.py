@@ -84,7 +84,7 @@ MEDIUM_LIGHT = (
 TONE = {
     "gray": (
         Say("there is hardly any color", "几乎没有彩色"),
-        Say("the {noun} is practically monochrome", "近乎灰阶"),
+        Say("the {noun} is practically monochrome", "整体近乎灰阶"),
         Say("color is all but absent", "基本不含彩色"),
     ),
     "muted": (
@@ -107,7 +107,7 @@ FOCUS = {
     "soft": (
         Say("fine detail is lacking", "缺少精细的细节"),
         Say("fine detail is scarce throughout", "各处都少有细节"),
-        Say("there is little sharp detail", "清晰的细节不多"),
+        Say("little of the detail is sharp", "清晰的细节不多"),
     ),
     "partial": (
         Say("one area is clearly sharper than the rest", "有一处明显比其余部分清晰"),
@@ -233,7 +233,7 @@ TEXT_LINES = (
     ("the {text}{at} reads {quote}", "{where}的{text}写着{quote}"),
 )
 TEXT_PART = (
-    ("the {text}{at} reads, in part, {quote}", "{where}的{text}部分内容为{quote}"),
+    ("the {text}{at} reads, in part, {quote}", "{where}的{text}，部分内容为{quote}"),
     ("from the {text}{at} one can make out {quote}", "{where}的{text}中可以辨认出{quote}"),
     ("part of the {text}{at} reads {quote}", "{where}有{text}，其中一部分写着{quote}"),
 )
