@@ -1,0 +1,258 @@
+"""Histograms of scores by SQL, with the policy's cuts, laid out for SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from curate.report.cuts import Cut
+from curate.store import Store
+from schemas.columns import OPERATORS
+
+BINS = 40
+WIDTH, HEIGHT, TOP = (
+    320.0,
+    96.0,
+    14.0,
+)  # of the plotting area in SVG units; TOP is room for the count of the highest bar
+EXACT_ROWS = 2_000_000  # beyond this quantiles are t-digests: exact ones hold all values in memory
+TAIL = 0.005  # share at either end that may be cut off
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bin: its edge and width, heights of the kept part and of all, px from the baseline; the numbers for a title."""
+
+    x: float
+    width: float
+    kept: float
+    all: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cut on the axis, or beyond it (`outside`); the side from `x` to `x + width` is rejected."""
+
+    at: float
+    reject_x: float
+    reject_width: float
+    outside: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One chart. `highest` is the count of the tallest bar."""
+
+    title: str
+    about: str
+    bars: list[Bar]
+    lines: list[Line]
+    ticks: list[tuple[float, str]]
+    highest: int
+    rows: int
+    nulls: int
+    median: str
+    notes: list[str] = field(default_factory=list)
+    predicates: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """The chart in one sentence, for readers who do not see it."""
+        cuts = f"; {', '.join(dict.fromkeys(line.text for line in self.lines))}" if self.lines else ""
+        return f"Histogram of {self.title}: {self.rows:,} values, median {self.median}{cuts}"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A column that has the same value on every row."""
+
+    name: str
+    value: str
+    rows: int
+
+
+def histograms(store: Store, cuts: list[Cut], rows: int) -> tuple[list[Histogram], list[Histogram], list[Flat]]:
+    """Charts of what the policy cuts, charts of the other scores, and scores that do not vary."""
+    judged: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        judged.setdefault(cut.expression, []).append(cut)
+    have = {row[0] for row in store.rows("SELECT column_name FROM (DESCRIBE samples)")}
+    about = {c.name: c.about for columns in OPERATORS.values() for c in columns if _numeric(c.type) and c.name in have}
+    cut_charts, charts, flat = [], [], []
+    for expression, own in judged.items():
+        made = _histogram(store, expression, expression, about.get(expression, ""), own, rows)
+        if isinstance(made, Histogram):
+            cut_charts.append(made)
+        elif made:
+            flat.append(made)
+    for name, text in about.items():
+        if name in judged:
+            continue
+        made = _histogram(store, f'"{name}"', name, text, [], rows)
+        if isinstance(made, Histogram):
+            charts.append(made)
+        elif made:
+            flat.append(made)
+    return cut_charts, charts, flat
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _histogram(
+    store: Store, expression: str, title: str, about: str, cuts: list[Cut], rows: int
+) -> Histogram | Flat | None:
+    """The chart of one SQL expression over `samples`; None when no row has a value."""
+    value = f"TRY_CAST(TRY(({expression})) AS DOUBLE)"
+    source = f"(SELECT {value} AS v, keep FROM samples)"
+    quantile = "quantile_cont" if rows <= EXACT_ROWS else "approx_quantile"
+    ((n, low, high, q_low, median, q_high, fractions),) = store.rows(
+        f"SELECT count(*), min(v), max(v), {quantile}(v, {TAIL}), {quantile}(v, 0.5), {quantile}(v, {1 - TAIL}), "
+        f"count(*) FILTER (v <> floor(v)) FROM {source} WHERE isfinite(v)"
+    )
+    if not n:
+        return None
+    if low == high and not cuts:
+        return Flat(title, number(low), n)
+    whole = not fractions
+    axis = _axis(low, high, q_low, median, q_high, cuts, whole)
+    counted = store.rows(
+        f"SELECT least(floor(({axis.sql('v')} - $1) / $2 * $3), $3 - 1)::INTEGER AS bin, count(*), count(*) FILTER (keep) "
+        f"FROM {source} WHERE isfinite(v) AND v BETWEEN $4 AND $5 GROUP BY 1 ORDER BY 1",
+        [axis.start, axis.span, axis.bins, axis.low, axis.high],
+    )
+    shown = sum(count for _, count, _ in counted)
+    highest = max((count for _, count, _ in counted), default=1)
+    step = WIDTH / axis.bins
+    scale = (HEIGHT - TOP) / highest
+    bars = []
+    for at, count, kept in counted:
+        first, last = (
+            axis.value(axis.start + axis.span * at / axis.bins),
+            axis.value(axis.start + axis.span * (at + 1) / axis.bins),
+        )
+        span = number(math.ceil(first)) if axis.single else f"{number(first)} to {number(last)}"
+        tall = max(count * scale, 1.0)  # a bin of one row among thousands is still seen
+        bars.append(
+            Bar(round(at * step, 2), round(step, 2), round(tall * kept / count, 2), round(tall, 2),
+                f"{span}: {count:,} rows, {kept:,} kept")
+        )  # fmt: skip
+    notes = []
+    if axis.compressed:
+        notes.append("logarithmic axis")
+    if n > shown:
+        notes.append(f"{n - shown:,} outliers not drawn (from {number(low)} to {number(high)})")
+    return Histogram(
+        title, about, bars, [axis.line(cut) for cut in cuts], axis.ticks(), highest, n, rows - n, number(median), notes,
+        list(dict.fromkeys(cut.predicate for cut in cuts)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From `low` to `high` in units of the score; on a compressed axis places go by log10(1 + v)."""
+
+    low: float
+    high: float
+    bins: int
+    compressed: bool
+    single: bool
+    """One bin for each whole number."""
+
+    @property
+    def start(self) -> float:
+        return self.place(self.low)
+
+    @property
+    def span(self) -> float:
+        return self.place(self.high) - self.start
+
+    def place(self, value: float) -> float:
+        return math.log10(1 + value) if self.compressed else value
+
+    def value(self, place: float) -> float:
+        return 10**place - 1 if self.compressed else place
+
+    def sql(self, name: str) -> str:
+        return f"log10(1 + {name})" if self.compressed else name
+
+    def x(self, value: float) -> float:
+        """Where a score lies, SVG units; off the chart for scores beyond the axis."""
+        if self.compressed and value <= -1:
+            return -1.0
+        return round((self.place(value) - self.start) / self.span * WIDTH, 2)
+
+    def line(self, cut: Cut) -> Line:
+        """A cut as drawn. Between whole numbers it stands in the gap: `<= 5` is right of the bar of 5."""
+        value = cut.value
+        if self.single:
+            value += 0.5 if cut.above != cut.inclusive else -0.5
+        at = self.x(value)
+        inside = min(max(at, 0.0), WIDTH)
+        x, width = (0.0, inside) if cut.above else (inside, WIDTH - inside)
+        return Line(inside, x, round(width, 2), not 0 <= at <= WIDTH, f"{cut.predicate} keeps {cut.text}")
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and labels of round numbers on the axis."""
+        if self.compressed:
+            values = [0.0, *(float(10**k) for k in range(13))]
+            inside = [v for v in values if self.low <= v <= self.high]
+            if len(inside) < 3:
+                values = [m * 10.0**k for k in range(12) for m in (1, 2, 5)]
+        else:
+            step = _nice((self.high - self.low) / 5)
+            if self.single:
+                step = max(1.0, step)
+            values = [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        labels = [(self.x(v), number(v)) for v in values if self.low <= v <= self.high]
+        return [(x, label) for x, label in labels if 4 <= x <= WIDTH - 4] or labels
+
+
+def _axis(low: float, high: float, q_low: float, median: float, q_high: float, cuts: list[Cut], whole: bool) -> _Axis:
+    """An axis that shows nearly all values: a long thin tail is cut off, and a cut nearby is drawn in."""
+    middle = max(q_high - q_low, 1e-9)
+    compressed = low >= 0 and q_high > 50 and q_high > 8 * max(median, 1.0)
+    if not compressed:
+        low = q_low if q_low - low > 0.5 * middle else low
+        high = q_high if high - q_high > 0.5 * middle else high
+    for cut in cuts:
+        near = max(high - low, abs(cut.value) * 0.5)
+        if low - near <= cut.value <= high + near:
+            low, high = min(low, cut.value), max(high, cut.value)
+    if whole and not compressed and high - low <= BINS and low == math.floor(low) and high == math.floor(high):
+        return _Axis(low - 0.5, high + 0.5, int(high - low) + 1, False, True)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return _Axis(low, high, BINS, compressed, False)
+
+
+def _nice(step: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is no less than `step`."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= step * (1 - 1e-9))
+
+
+def _trimmed(value: float, digits: int) -> str:
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def number(value: float) -> str:
+    """A number for reading: three digits that count, k and M for large ones."""
+    size = abs(value)
+    scaled: Callable[[float, str], str] = lambda unit, suffix: _trimmed(value / unit, 1) + suffix  # noqa: E731
+    if size >= 1e9:
+        return scaled(1e9, "G")
+    if size >= 1e6:
+        return scaled(1e6, "M")
+    if size >= 10_000:
+        return scaled(1e3, "k")
+    if size >= 100 or value == int(value):
+        return _trimmed(value, 0)
+    return _trimmed(value, 2 - math.floor(math.log10(size))) if size >= 1e-6 else f"{value:.1e}"
