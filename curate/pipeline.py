@@ -336,21 +336,24 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
         },
     }
     _write(plan, record)
+    outcome = DONE, 0.0
+
+    def close(counts: dict[str, int]) -> None:
+        nonlocal outcome
+        share = counts["failed"] / counts["rows"] if counts["rows"] else 0.0
+        code = DONE
+        if progress.interrupted:
+            code = FAILED
+        elif progress.shard_errors or share > plan.recipe.run.max_failed_share:
+            code = TOO_MANY_FAILED_ROWS
+        outcome = code, share
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(plan, record | {"counts": counts, "finished": finished, "exit_code": code})
+
     store = Store(plan.recipe.store.uri, plan.files)
     with display.step("index"):
-        store.ingest()
-    counts = store.counts()
-    record["counts"] = counts
-    share = counts["failed"] / counts["rows"] if counts["rows"] else 0.0
-    allowed = plan.recipe.run.max_failed_share
-    code = DONE
-    if progress.interrupted:
-        code = FAILED
-    elif progress.shard_errors or share > allowed:
-        code = TOO_MANY_FAILED_ROWS
-    record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "exit_code": code}
-    _write(plan, record)
-    store.ingest()
+        store.ingest(closing=close)
+    code, share = outcome
     display.finished(plan, progress, store, seconds, code, share)
     return code
 

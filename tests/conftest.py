@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from rich.console import Console
+
+from curate.progress import Display
+from curate.recipe import Recipe, from_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,3 +28,86 @@ def shared() -> Path:
     if not (folder / "images").is_dir():
         pytest.skip("no ../shared/images beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[[int, int], list[bytes]]:
+    """`pictures(count, seed)`: small JPEGs, every one different, about half of them sharp and half of them flat."""
+
+    def make(count: int, seed: int = 0) -> list[bytes]:
+        made = []
+        for i in range(count):
+            noise = np.random.default_rng((seed, i))
+            width, height = int(noise.integers(64, 120)), int(noise.integers(64, 120))
+            ground = np.full((height, width, 3), noise.integers(40, 216, 3), np.uint8)
+            if i % 2:
+                ground = noise.integers(0, 256, (height, width, 3), np.uint8)
+            out = io.BytesIO()
+            Image.fromarray(ground).save(out, "JPEG", quality=90)
+            made.append(out.getvalue())
+        return made
+
+    return make
+
+
+@pytest.fixture
+def shards(tmp_path: Path, pictures: Callable[[int, int], list[bytes]]) -> Path:
+    """A folder of three Parquet shards with 20, 20 and 7 rows; row 3 of each is truncated, row 5 is empty."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, rows in enumerate((20, 20, 7)):
+        data: list[bytes | None] = list(pictures(rows, number))
+        data[3] = data[3][:200] if data[3] else None
+        data[5] = b""
+        table = pa.table(
+            {
+                "image": pa.array(data, pa.binary()),
+                "caption": [f"caption {number}-{i}" for i in range(rows)],
+                "license": ["cc0" if i % 3 else "cc-by" for i in range(rows)],
+            }
+        )
+        pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=8)
+    return folder
+
+
+@pytest.fixture
+def recipe(shards: Path, tmp_path: Path) -> Recipe:
+    """A recipe over `shards` with the inline engine, no OCR and a policy that half of the rows pass."""
+    return from_tables(
+        {
+            "input": {"uri": str(shards)},
+            "store": {"uri": str(tmp_path / "store")},
+            "engine": {"kind": "inline", "range_rows": 6},
+            "run": {"max_failed_share": 0.5},
+            "sharpness": {"long_side_px": 64},  # no enlarging of the tiny pictures
+            "photometry": {"luma_px": 64, "color_px": 64},
+            "ocr": {"engine": "none"},
+            "policy": {"sharp": "sharpness_tile >= 60", "faceless": "faces = 0"},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Callable[[], Display]:
+    """Makes a display that writes nowhere."""
+    return lambda: Display(Console(file=io.StringIO()))
+
+
+def part_hashes(store: Path) -> dict[str, str]:
+    """SHA-256 of every part of a local store, by path."""
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((store / "parts").rglob("*.parquet"))
+    }
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One small Ray on this machine for all tests that need it."""
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -3,7 +3,8 @@
 Ray Core and not Ray Data: Ray Data retries a row that kills its worker for ever and drops the whole block on an
 exception (docs/design.md, decision 4). Actors are never restarted by Ray (`max_restarts=0`) and tasks never retried
 (`max_task_retries=0`): the driver decides. An actor has at most two tasks, so that it never waits for the driver; when
-it dies, the first of them is to blame and the second one is handed to another actor.
+it dies, the first of them is to blame and the second one is handed to another actor. An actor gets no task before its operators
+have loaded: a model that does not load stops the run before a row is touched, and loading is no row's time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are referenc
 @dataclass(eq=False)
 class _Actor:
     handle: Any
+    ready: Any
+    """Reference that resolves when the operators are loaded; None after that."""
     tasks: deque[tuple[Task, Any]] = field(default_factory=deque)
     since: float = 0.0
 
@@ -51,50 +54,64 @@ class Cluster:
         self.share = min(1.0, cpus / (count * len(pools)))
         for pool in pools:
             self.queues[pool] = deque()
-            self.pools[pool] = [self._actor() for _ in range(count)]
+            self.pools[pool] = [self._actor(pool) for _ in range(count)]
 
     def slots(self, pool: str) -> int:
-        return TASKS_PER_ACTOR * len(self._pool(pool))
+        return TASKS_PER_ACTOR * len(self.pools[pool])
 
     def submit(self, pool: str, task: Task) -> None:
-        self._queue(pool).append(task)
+        self.queues[pool].append(task)
         self._feed(pool)
 
     def next(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
-        refs = [ref for actors in self.pools.values() for a in actors for _, ref in a.tasks]
-        if not refs:
-            return []
-        ready, _ = self.ray.wait(refs, num_returns=1, timeout=timeout_s)
-        if not ready:
+        everyone = [actor for actors in self.pools.values() for actor in actors]
+        refs = [ref for actor in everyone for _, ref in actor.tasks]
+        refs += [actor.ready for actor in everyone if actor.ready is not None]
+        if not refs or not self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]:
             return []
         ended: list[tuple[Task, Outcome]] = []
         for pool, actors in self.pools.items():
             for i, actor in enumerate(actors):
-                while actor.tasks and self.ray.wait([actor.tasks[0][1]], timeout=0)[0]:
+                if actor.ready is not None and self._done(actor.ready):
+                    self._result(actor.ready)
+                    actor.ready = None
+                while actor.tasks and self._done(actor.tasks[0][1]):
                     task, ref = actor.tasks.popleft()
                     seconds = time.monotonic() - actor.since
                     actor.since = time.monotonic()
-                    try:
-                        ended.append((task, self.ray.get(ref)))
-                    except self.ray.exceptions.RayTaskError as failure:
-                        cause = failure.cause if isinstance(failure.cause, Exception) else failure
-                        raise cause from None
-                    except self.ray.exceptions.RayActorError as failure:
-                        ended.append((task, Death(_reason(failure), seconds)))
-                        self._queue(pool).extendleft(waiting for waiting, _ in reversed(actor.tasks))
-                        actors[i] = self._actor()
+                    outcome = self._result(ref)
+                    ended.append((task, Death(outcome, seconds) if isinstance(outcome, str) else outcome))
+                    if isinstance(outcome, str):
+                        self.queues[pool].extendleft(waiting for waiting, _ in reversed(actor.tasks))
+                        actors[i] = self._actor(pool)
                         break
             self._feed(pool)
         return ended
+
+    def _done(self, ref: Any) -> bool:
+        return bool(self.ray.wait([ref], timeout=0)[0])
+
+    def _result(self, ref: Any) -> Any:
+        """The answer, or (text) how the actor died; an exception in the worker is raised here."""
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as failure:
+            raise (failure.cause if isinstance(failure.cause, Exception) else failure) from None
+        except self.ray.exceptions.RayActorError as failure:
+            if "creation task" in str(failure):
+                last = str(failure).strip().splitlines()[-1].strip()
+                raise CurateError(f"no worker starts on the Ray cluster: {last}") from failure
+            return _reason(failure)
 
     def waiting_for(self) -> str:
         oldest = min(
             (a for actors in self.pools.values() for a in actors if a.tasks), key=lambda a: a.since, default=None
         )
-        if oldest is None:
-            return "nothing"
-        state = f"{describe(oldest.tasks[0][0])} for {time.monotonic() - oldest.since:.0f} s"
         free = self.ray.available_resources().get("CPU", 0)
+        if oldest is None:
+            loading = sum(a.ready is not None for actors in self.pools.values() for a in actors)
+            return f"{loading} workers to start and load; {free:g} CPUs free"
+        state = f"{describe(oldest.tasks[0][0])} for {time.monotonic() - oldest.since:.0f} s"
         return f"{state}; {free:g} CPUs free"
 
     def close(self) -> None:
@@ -105,19 +122,14 @@ class Cluster:
         if self.started_ray:
             self.ray.shutdown()
 
-    def _pool(self, pool: str) -> list[_Actor]:
-        return self.pools[pool] if pool in self.pools else next(iter(self.pools.values()))
-
-    def _queue(self, pool: str) -> deque[Task]:
-        return self.queues[pool] if pool in self.queues else next(iter(self.queues.values()))
-
-    def _actor(self) -> _Actor:
+    def _actor(self, pool: str) -> _Actor:
         options = {"num_cpus": self.share, "max_restarts": 0, "max_task_retries": 0}
-        return _Actor(self.actor.options(**options).remote(self.plan_ref, isolated=True))
+        handle = self.actor.options(**options).remote(self.plan_ref, isolated=True)
+        return _Actor(handle, handle.load.remote(pool))
 
     def _feed(self, pool: str) -> None:
-        queue, actors = self._queue(pool), self._pool(pool)
-        while queue:
+        queue, actors = self.queues[pool], [actor for actor in self.pools[pool] if actor.ready is None]
+        while queue and actors:
             actor = min(actors, key=lambda a: len(a.tasks))
             if len(actor.tasks) >= TASKS_PER_ACTOR:
                 return

@@ -17,6 +17,8 @@ class Inline:
 
     def __init__(self, plan: Plan) -> None:
         self.worker = Worker(plan, isolated=False)
+        for stage in plan.stages:
+            self.worker.load(stage.pool)
         self.queue: deque[Task] = deque()
 
     def slots(self, pool: str) -> int:

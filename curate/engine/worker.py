@@ -24,6 +24,7 @@ import pyarrow as pa
 from curate import read
 from curate.engine.cells import Cells, passing, read_staged, staged_cells, staged_schema, staging_folder
 from curate.engine.tasks import Answer, Blame, Compute, Index, Publish, Survey, Tally, Task
+from curate.errors import CurateError
 from curate.plan import Operator, Plan, Stage
 from curate.plan import Worker as Callable
 from curate.store.parts import encode, parts_of, publish, read_table
@@ -46,6 +47,13 @@ class Worker:
         self.db = duckdb.connect(config={"threads": 1})
         self.cells: Cells | None = None
         self.reader: tuple[read.Shard, read.Reader] | None = None
+
+    def load(self, pool: str) -> None:
+        """Load all operators of a pool now, so that a missing weight stops the run before it starts."""
+        for stage in self.plan.stages:
+            if stage.pool == pool:
+                for i in range(stage.first, stage.stop):
+                    self._load(i)
 
     def run(self, task: Task) -> Answer:
         """Do one task. Failures of rows and shards are answers; an exception means that the run cannot go on."""
@@ -265,7 +273,7 @@ class Worker:
         self.plan.files.create(f"{staging_folder(stage, shard)}/{name}", data)
 
 
-class ContractError(Exception):
+class ContractError(CurateError):
     """An operator does not load or broke its contract: that is no row's fault, so the run stops."""
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ class Store:
             self._db[1].close()
             self._db = None
 
-    def ingest(self) -> int:
-        """Add new parts to the index; returns how many there were."""
-        return index.update(self.files)
+    def ingest(self, closing: Callable[[dict[str, int]], None] | None = None) -> int:
+        """Add new parts to the index; returns how many there were. `closing` is told the counts at the end."""
+        return index.update(self.files, closing=closing)
 
     def rebuild(self) -> int:
         """Make the index anew from the parts; returns how many there are."""
@@ -76,13 +77,7 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Rows in, kept, dropped, failed, undecided, and rows with a caption in each language."""
-        names = ("rows", "kept", "dropped", "failed", "undecided", "captions_en", "captions_zh")
-        (row,) = self.rows(
-            "SELECT count(*), count(*) FILTER (keep), count(*) FILTER (NOT keep AND error IS NULL), "
-            "count(*) FILTER (error IS NOT NULL), count(*) FILTER (keep IS NULL), count(caption_en), count(caption_zh) "
-            "FROM samples"
-        )
-        return dict(zip(names, row, strict=True))
+        return index.counts(self.connection())
 
     def drop_reasons(self) -> list[tuple[str, int]]:
         """Rows by drop reason, in the order of the policy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,8 @@ class Files(Protocol):
         """Paths of all files below `folder`, in any order; nothing when the folder does not exist."""
         ...
 
-    def delete(self, folder: str) -> None:
-        """Remove all files below `folder`."""
+    def delete(self, path: str) -> None:
+        """Remove a file, or all files below a folder."""
         ...
 
     def local(self, path: str) -> Path | None:
@@ -106,10 +107,12 @@ class LocalFiles:
             inside = Path(here).relative_to(self.root).as_posix()
             yield from (f"{inside}/{name}" for name in names if not name.startswith("."))
 
-    def delete(self, folder: str) -> None:
-        import shutil
-
-        shutil.rmtree(self.root / folder, ignore_errors=True)
+    def delete(self, path: str) -> None:
+        where = self.root / path
+        if where.is_dir():
+            shutil.rmtree(where, ignore_errors=True)
+        else:
+            where.unlink(missing_ok=True)
 
     def local(self, path: str) -> Path | None:
         return self.root / path
@@ -160,8 +163,8 @@ class ObjectFiles:
         for batch in self.store.list(prefix=folder):
             yield from (entry["path"] for entry in batch)
 
-    def delete(self, folder: str) -> None:
-        paths = list(self.list(folder))
+    def delete(self, path: str) -> None:
+        paths = [path] if self.exists(path) else list(self.list(path))
         if paths:
             self.store.delete(paths)
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,17 @@ def index_path(files: Files) -> Path:
     return cache / "curate" / hashlib.sha256(files.uri.encode()).hexdigest()[:16] / "captions.duckdb"
 
 
-def update(files: Files, *, rebuild: bool = False, memory: str = "1GB") -> int:
-    """Bring the index up to date with the parts and the last run; returns the number of parts that were added."""
+Counts = dict[str, int]
+
+
+def update(
+    files: Files, *, rebuild: bool = False, closing: Callable[[Counts], None] | None = None, memory: str = "1GB"
+) -> int:
+    """Bring the index up to date with the parts and the last run; returns the number of parts that were added.
+
+    `closing` is told how the rows stand before the run's record is read for the last time, so that a run can write
+    its own counts into that record.
+    """
     final = index_path(files)
     final.parent.mkdir(parents=True, exist_ok=True)
     with _lock(final.parent / ".index.lock"):
@@ -62,7 +71,7 @@ def update(files: Files, *, rebuild: bool = False, memory: str = "1GB") -> int:
         with duckdb.connect(config={"memory_limit": memory, "temp_directory": str(final.parent / ".tmp")}) as db:
             db.execute(f"ATTACH '{_quoted(str(draft))}' AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
             db.execute("USE store")
-            added = _Update(db, files).run()
+            added = _Update(db, files).run(closing)
             db.execute("USE memory")
             db.execute("DETACH store")
         with draft.open("rb") as file:
@@ -100,30 +109,34 @@ class _Update:
         self.db = db
         self.files = files
 
-    def run(self) -> int:
+    def run(self, closing: Callable[[Counts], None] | None) -> int:
+        self.db.execute("BEGIN")
         self.db.execute(TABLES)
         self.db.execute("CREATE TABLE IF NOT EXISTS layout AS SELECT ? AS value", [LAYOUT])
         for operator in OPERATORS:
             self._operator_table(operator)
         run = self._runs()
-        rebuild_wide = self._activate(run)
+        widen_all = self._activate(run) or not self._has_wide()
         known = {path for (path,) in self.db.execute("SELECT path FROM commits").fetchall()}
-        parts = [part for part in list_parts(self.files) if part.path not in known and part.version.operator in OPERATORS]
+        parts = [p for p in list_parts(self.files) if p.path not in known and p.version.operator in OPERATORS]
         shards = sorted({part.shard for part in parts})
+        self._number(shards)
+        self.db.execute("COMMIT")
         for start in range(0, len(shards), SHARDS_PER_TRANSACTION):
             chosen = set(shards[start : start + SHARDS_PER_TRANSACTION])
             self.db.execute("BEGIN")
-            self._number(chosen)
-            new = [part for part in parts if part.shard in chosen]
-            grown = self._add(new)
-            if grown or rebuild_wide or not self._has_wide():
-                rebuild_wide = True
-            else:
+            widen_all |= self._add([part for part in parts if part.shard in chosen])
+            if not widen_all:
                 self._widen(chosen)
             self.db.execute("COMMIT")
-        if rebuild_wide or not self._has_wide():
+        self.db.execute("BEGIN")
+        if widen_all:
             self._widen(None)
         self._views(run)
+        if closing:
+            closing(counts(self.db))
+            self._runs()
+        self.db.execute("COMMIT")
         self.db.execute("CHECKPOINT")
         return len(parts)
 
@@ -335,6 +348,17 @@ class _Update:
                 ),
             )
         )
+
+
+def counts(db: duckdb.DuckDBPyConnection) -> Counts:
+    """Rows in, kept, dropped, failed, not decided yet, and rows with a caption in each language."""
+    names = ("rows", "kept", "dropped", "failed", "undecided", "captions_en", "captions_zh")
+    row = db.execute(
+        "SELECT count(*), count(*) FILTER (keep), count(*) FILTER (NOT keep AND error IS NULL), "
+        "count(*) FILTER (error IS NOT NULL), count(*) FILTER (keep IS NULL), count(caption_en), count(caption_zh) "
+        "FROM samples"
+    ).fetchone()
+    return dict(zip(names, row or (0,) * len(names), strict=True))
 
 
 def _caption_selects() -> Iterator[str]:

@@ -26,10 +26,18 @@ MEMORY = "1GB"
 
 
 def connect(path: Path) -> duckdb.DuckDBPyConnection:
-    """A sandboxed read-only connection to the index file."""
+    """A sandboxed read-only connection to the index file.
+
+    The file is attached to a private in-memory database: DuckDB hands every `connect(path)` of a process the same
+    instance, which would still read the old file after an ingest has put another one in its place.
+    """
+    db = duckdb.connect(config={"memory_limit": MEMORY})
     try:
-        db = duckdb.connect(str(path), read_only=True, config={"memory_limit": MEMORY})
+        quoted = str(path).replace("'", "''")
+        db.execute(f"ATTACH '{quoted}' AS store (READ_ONLY)")
+        db.execute("USE store")
     except duckdb.Error as why:
+        db.close()
         raise StoreError(f"{path}: {str(why).splitlines()[0]}; rebuild it with: curate store rebuild") from None
     db.execute("SET temp_directory = ''")
     db.execute("SET enable_external_access = false")

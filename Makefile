@@ -1,0 +1,54 @@
+# The commands of the project. `make help` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench bench-gpu docs clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.core ## sample shards, the main job, the report: at most 3 minutes from an empty machine
+	@deploy/apt.sh --optional fonts-wqy-microhei:"the demo's Chinese poster"
+	@$(BIN)/curate demo demo
+
+test: $(VENV)/.dev ## install what the tests need and run them all
+	@deploy/apt.sh --optional fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## format, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev ## run the benchmarks of this machine and append the figures to docs/benchmarks.md
+	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(VENV)/.dev ## the benchmarks that need a GPU
+	$(BIN)/python -m benchmarks.cogvlm
+
+docs: $(VENV)/.core ## write the generated pages of docs/ anew
+	$(BIN)/python -m curate.docs
+
+clean: ## remove what `make demo` made; the environment stays
+	rm -rf demo
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "curate needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || deploy/apt.sh python3-venv:"virtual environments"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing curate into $(VENV)"
+	@$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing curate and its tests into $(VENV) (PyTorch is large: some minutes)"
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.core $@

@@ -1,0 +1,394 @@
+"""The spine: rows in = rows out, nothing computed twice, both engines alike, and what kills a worker found."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import part_hashes
+
+from curate import pipeline
+from curate.engine.cluster import Cluster
+from curate.engine.driver import Progress, drive
+from curate.engine.inline import Inline
+from curate.engine.tasks import Compute
+from curate.engine.worker import Worker, cut
+from curate.plan import Operator
+from curate.progress import Display
+from curate.recipe import Recipe, to_toml
+from curate.store import Store
+from schemas.errors import RowError
+from workers.sample import Sample
+
+Quiet = Callable[[], Display]
+
+
+def run(recipe: Recipe, quiet: Quiet, path: Sequence[Operator] = pipeline.PATH) -> tuple[int, dict[str, int]]:
+    """Run the recipe; exit code and the number of cells that each operator computed."""
+    code = pipeline.run(recipe, path=path, display=quiet())
+    (report,) = Store(recipe.store.uri).rows("SELECT report->'cells' FROM runs ORDER BY run_id DESC LIMIT 1")
+    import json
+
+    return code, json.loads(report[0])
+
+
+def changed(recipe: Recipe, section: str, **keys: Any) -> Recipe:
+    """The recipe with some keys of a section replaced."""
+    return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **keys)})
+
+
+def test_every_input_row_is_one_row_of_samples(recipe: Recipe, quiet: Quiet) -> None:
+    code, _ = run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    assert code == 0
+    assert store.rows("SELECT shard, count(*), count(DISTINCT row) FROM samples GROUP BY 1 ORDER BY 1") == [
+        ("train-00000", 20, 20), ("train-00001", 20, 20), ("train-00002", 7, 7),
+    ]  # fmt: skip
+    counts = store.counts()
+    assert counts["rows"] == counts["kept"] + counts["dropped"] + counts["failed"] == 47
+    assert counts["undecided"] == 0
+
+
+def test_a_broken_row_is_one_row_of_errors_and_its_neighbours_are_scored(recipe: Recipe, quiet: Quiet) -> None:
+    run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    assert store.rows("SELECT row, operator, error FROM errors WHERE shard = 'train-00000' ORDER BY row") == [
+        (3, "size", "truncated"), (5, "size", "empty"),
+    ]  # fmt: skip
+    assert store.rows("SELECT sha256 IS NOT NULL, keep, drop_reason FROM samples WHERE row_id = 'train-00000:3'") == [
+        (True, False, None)
+    ]
+    assert store.rows("SELECT count(sharpness) FROM samples") == [(41,)]
+
+
+def test_rejected_rows_never_reach_the_costly_operators(recipe: Recipe, quiet: Quiet) -> None:
+    _, cells = run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    sharp = store.rows("SELECT count(*) FROM samples WHERE sharpness_tile >= 60")[0][0]
+    assert 0 < sharp < 41
+    assert cells["faces"] == cells["caption"] == cells["translate"] == sharp
+    assert cells["sharpness"] == 41
+    assert store.rows("SELECT count(*) FROM samples WHERE drop_reason = 'sharp' AND faces IS NOT NULL") == [(0,)]
+
+
+def test_exhaustive_scores_rejected_rows_too(recipe: Recipe, quiet: Quiet) -> None:
+    _, cells = run(changed(recipe, "run", exhaustive=True), quiet)
+    assert cells["faces"] == cells["caption"] == 41
+
+
+def test_a_second_run_computes_nothing(recipe: Recipe, quiet: Quiet) -> None:
+    run(recipe, quiet)
+    before = part_hashes(Path(recipe.store.uri))
+    code, cells = run(recipe, quiet)
+    assert (code, cells) == (0, {})
+    assert part_hashes(Path(recipe.store.uri)) == before
+
+
+def test_a_tighter_threshold_computes_nothing_and_drops_more(recipe: Recipe, quiet: Quiet) -> None:
+    run(recipe, quiet)
+    kept = Store(recipe.store.uri).counts()["kept"]
+    stricter = dataclasses.replace(recipe, policy=(("sharp", "sharpness_tile >= 1e9"), *recipe.policy[1:]))
+    _, cells = run(stricter, quiet)
+    assert cells == {}
+    assert kept > Store(recipe.store.uri).counts()["kept"] == 0
+
+
+def test_a_looser_threshold_computes_only_the_rows_that_it_lets_in(recipe: Recipe, quiet: Quiet) -> None:
+    _, first = run(recipe, quiet)
+    looser = dataclasses.replace(recipe, policy=recipe.policy[1:])
+    _, cells = run(looser, quiet)
+    assert cells == {name: 41 - first["faces"] for name in ("faces", "caption", "translate")}
+    assert Store(recipe.store.uri).rows("SELECT count(*), count(DISTINCT row_id), count(faces) FROM samples") == [
+        (47, 47, 41)
+    ]
+
+
+def test_a_new_caption_prompt_computes_captions_and_their_translations_only(recipe: Recipe, quiet: Quiet) -> None:
+    _, first = run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    old = store.rows("SELECT row_id, caption_en FROM samples WHERE keep ORDER BY 1")
+    _, cells = run(changed(recipe, "caption", prompt="Say it another way."), quiet)
+    assert cells == {"caption": first["caption"], "translate": first["translate"]}
+    assert store.rows("SELECT row_id, caption_en FROM samples WHERE keep ORDER BY 1") != old
+    versions = "SELECT count(DISTINCT fingerprint), count(*) FILTER (active) FROM captions WHERE language = 'en' "
+    assert store.rows(versions + "AND kind = 'synthetic'") == [(2, first["caption"])]
+
+
+def test_an_operator_that_is_added_later_computes_its_own_column_only(recipe: Recipe, quiet: Quiet) -> None:
+    without = dataclasses.replace(changed(recipe, "aesthetic", engine="none"))
+    run(without, quiet)
+    _, cells = run(recipe, quiet)
+    assert cells == {"aesthetic": 41}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_and_inline_write_the_same_bytes(recipe: Recipe, quiet: Quiet, tmp_path: Path) -> None:
+    run(recipe, quiet)
+    on_ray = changed(changed(recipe, "store", uri=str(tmp_path / "other")), "engine", kind="ray", range_rows=3)
+    run(on_ray, quiet)
+    assert part_hashes(Path(recipe.store.uri)) == part_hashes(tmp_path / "other")
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+
+
+class Trap:
+    """A face counter that dies, hangs or raises on pictures that are 101 px or 102 px or 103 px wide."""
+
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        for sample in samples:
+            if sample.picture.header.width == 101:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if sample.picture.header.width == 102:
+                time.sleep(3600)
+            if sample.picture.header.width == 103:
+                raise ValueError("no such face")
+        return [{"faces": 0, "face_area": 0.0, "face_boxes": [], "face_engine": "trap"} for _ in samples]
+
+
+def with_trap() -> tuple[Operator, ...]:
+    """The path with the trap in place of the face detector."""
+    trap = {"load": lambda recipe: Trap(), "facts": lambda recipe: {"version": 1, "engine": "trap"}}
+    return tuple(dataclasses.replace(op, **trap) if op.name == "faces" else op for op in pipeline.PATH)
+
+
+def widths(recipe: Recipe, quiet: Quiet) -> dict[str, int]:
+    """Give three rows that pass the first gate the widths that the trap snaps at; row_id -> width."""
+    run(recipe, quiet)
+    import io
+
+    import pyarrow as pa
+    from PIL import Image
+
+    where = Path(recipe.input.uri) / "train-00001.parquet"
+    table = pq.read_table(where)
+    data = table["image"].to_pylist()
+    chosen = {7: 101, 11: 102, 13: 103}
+    for row, width in chosen.items():
+        out = io.BytesIO()
+        Image.open(io.BytesIO(data[row])).resize((width, 80)).save(out, "PNG")
+        data[row] = out.getvalue()
+    pq.write_table(table.set_column(0, "image", pa.array(data, pa.binary())), where, row_group_size=8)
+    return {f"train-00001:{row}": width for row, width in chosen.items()}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_kills_or_hangs_a_worker_is_flagged_alone(recipe: Recipe, quiet: Quiet, tmp_path: Path) -> None:
+    widths(recipe, quiet)
+    trapped = changed(recipe, "store", uri=str(tmp_path / "trapped"))
+    trapped = changed(trapped, "engine", kind="ray", batch_timeout_s=4.0)
+    code, _ = run(trapped, quiet, with_trap())
+    store = Store(trapped.store.uri)
+    assert code == 0, store.rows("FROM shards")
+    assert store.rows("SELECT row_id, operator, error FROM errors WHERE operator = 'faces' ORDER BY row") == [
+        ("train-00001:7", "faces", "worker_crash"),
+        ("train-00001:11", "faces", "timeout"),
+        ("train-00001:13", "faces", "operator_failed"),
+    ]
+    assert store.rows("SELECT count(*), count(DISTINCT row_id) FROM samples") == [(47, 47)]
+    assert store.rows("SELECT count(sharpness) FROM samples WHERE shard = 'train-00001'") == [(18,)]
+    passed = store.rows("SELECT count(*) FROM samples WHERE sharpness_tile >= 60 AND error IS NULL")
+    assert store.rows("SELECT count(faces) FROM samples") == passed
+
+
+def test_an_inline_hang_in_python_is_a_timeout(recipe: Recipe, quiet: Quiet, tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    from PIL import Image
+
+    folder = tmp_path / "one"
+    folder.mkdir()
+    data = []
+    for width in (100, 102, 104):
+        out = io.BytesIO()
+        Image.effect_noise((width, 90), 90).save(out, "PNG")
+        data.append(out.getvalue())
+    pq.write_table(pa.table({"image": data}), folder / "a.parquet")
+    slow = changed(changed(recipe, "input", uri=str(folder)), "engine", batch_timeout_s=0.3)
+    run(slow, quiet, with_trap())
+    assert Store(recipe.store.uri).rows("SELECT row, error FROM samples ORDER BY row") == [
+        (0, None), (1, "timeout"), (2, None),
+    ]  # fmt: skip
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved(recipe: Recipe, quiet: Quiet) -> None:
+    sizes: list[int] = []
+
+    def hungry(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        sizes.append(len(samples))
+        if len(samples) > 2:
+            raise MemoryError("too much at once")
+        return [{"faces": 0, "face_area": 0.0, "face_boxes": [], "face_engine": "hungry"} for _ in samples]
+
+    replaced = {"load": lambda recipe: hungry, "facts": lambda recipe: {"version": 1, "engine": "hungry"}}
+    path = tuple(dataclasses.replace(op, **replaced) if op.name == "faces" else op for op in pipeline.PATH)
+    run(recipe, quiet, path)
+    assert max(sizes) > 2
+    assert Store(recipe.store.uri).rows("SELECT count(*) FROM errors WHERE operator = 'faces'") == [(0,)]
+
+
+def test_an_unreadable_shard_fails_alone_with_exit_code_3(recipe: Recipe, quiet: Quiet) -> None:
+    Path(recipe.input.uri, "train-00001.parquet").write_bytes(b"PAR1 this is no parquet file")
+    code, _ = run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    assert code == 3
+    assert store.rows("SELECT count(*) FROM samples") == [(27,)]
+    ((shard, error, message),) = store.rows("SELECT shard, error, message FROM shards WHERE error IS NOT NULL")
+    assert (shard, error) == ("train-00001", "shard_unreadable")
+    assert "train-00001.parquet" in message
+
+
+def test_a_shard_that_changed_is_refused_and_its_rows_stay(recipe: Recipe, quiet: Quiet, shards: Path) -> None:
+    run(recipe, quiet)
+    table = pq.read_table(shards / "train-00002.parquet")
+    pq.write_table(table.slice(2), shards / "train-00002.parquet")
+    code, cells = run(recipe, quiet)
+    store = Store(recipe.store.uri)
+    assert (code, cells) == (3, {})
+    assert store.rows("SELECT error FROM shards WHERE error IS NOT NULL") == [("shard_changed",)]
+    assert store.rows("SELECT count(*) FROM samples WHERE shard = 'train-00002'") == [(7,)]
+
+
+def test_more_failed_rows_than_allowed_is_exit_code_3(recipe: Recipe, quiet: Quiet) -> None:
+    code, _ = run(changed(recipe, "run", max_failed_share=0.05), quiet)
+    assert code == 3
+
+
+def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(
+    recipe: Recipe, quiet: Quiet, tmp_path: Path
+) -> None:
+    run(recipe, quiet)
+    disturbed = changed(recipe, "store", uri=str(tmp_path / "disturbed"))
+    disturbed = changed(disturbed, "engine", range_rows=1)
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(disturbed), "utf-8")
+    moments = random.Random(20)
+    kills = 0
+    for _ in range(60):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "curate.pipeline", str(where)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=moments.uniform(0.6, 2.4))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if kills == 20:
+            break
+    assert kills == 20
+    run(disturbed, quiet)
+    assert part_hashes(tmp_path / "disturbed") == part_hashes(Path(recipe.store.uri))
+    assert Store(disturbed.store.uri).counts() == Store(recipe.store.uri).counts()
+
+
+def test_a_kill_costs_at_most_the_open_range(recipe: Recipe, quiet: Quiet) -> None:
+    prepared = pipeline.prepare(recipe)
+    seen = 0
+
+    def stop() -> bool:
+        return seen >= 5
+
+    class Counting(Inline):
+        def submit(self, pool: str, task: Any) -> None:
+            nonlocal seen
+            seen += isinstance(task, Compute)
+            super().submit(pool, task)
+
+    interrupted = Progress(3)
+    drive(prepared.plan, Counting(prepared.plan), prepared.shards, interrupted, lambda p: None, stop)
+    assert interrupted.interrupted
+    first = interrupted.tally.cells["size"]
+    assert 0 < first < 47
+    rest = Progress(3)
+    drive(prepared.plan, Inline(prepared.plan), prepared.shards, rest, lambda p: None, lambda: False)
+    assert first + rest.tally.cells["size"] == 47
+
+
+def test_sigint_finishes_open_ranges_and_says_how_to_go_on(recipe: Recipe, tmp_path: Path, quiet: Quiet) -> None:
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(changed(recipe, "engine", range_rows=1)), "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "curate.pipeline", str(where)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    staging = Path(recipe.store.uri) / "staging"
+    while process.poll() is None and not (staging.is_dir() and any(staging.rglob("*.parquet"))):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "run the same command" in err
+    assert "Traceback" not in err
+    assert process.returncode == 1
+    assert Store(recipe.store.uri).counts()["undecided"] > 0
+    run(recipe, quiet)
+    assert Store(recipe.store.uri).counts()["undecided"] == 0
+
+
+def test_two_drivers_on_one_store_write_every_row_once(recipe: Recipe, quiet: Quiet, tmp_path: Path) -> None:
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(changed(recipe, "engine", range_rows=1)), "utf-8")
+    command = [sys.executable, "-m", "curate.pipeline", str(where)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    alone = changed(recipe, "store", uri=str(tmp_path / "alone"))
+    run(alone, quiet)
+    assert Store(recipe.store.uri).counts() == Store(alone.store.uri).counts()
+    assert Store(recipe.store.uri).rows("SELECT count(*), count(DISTINCT row_id) FROM samples") == [(47, 47)]
+    assert part_hashes(Path(recipe.store.uri)) == part_hashes(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_actors_leave_no_task_behind_when_one_dies(recipe: Recipe) -> None:
+    prepared = pipeline.prepare(changed(recipe, "engine", kind="ray"))
+    engine = Cluster(prepared.plan)
+    progress = Progress(3)
+    killed = False
+
+    def kill_one(state: Progress) -> None:
+        nonlocal killed
+        if not killed and state.tally.cells["size"]:
+            killed = True
+            engine.ray.kill(next(iter(engine.pools.values()))[0].handle)
+
+    drive(prepared.plan, engine, prepared.shards, progress, kill_one, lambda: False)
+    engine.close()
+    assert killed
+    assert progress.rows_done == 47
+    assert not progress.tally.errors["worker_crash"]
+
+
+def test_ranges_end_with_row_groups_where_they_can() -> None:
+    assert cut(range(20), [0, 8, 16], 6) == [range(0, 6), range(6, 12), range(12, 16), range(16, 20)]
+    assert cut([1, 2, 9, 10, 17], [0, 8, 16], 6) == [(1, 2, 9, 10, 17)]
+
+
+def test_a_row_error_travels_between_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(RowError("truncated", "the file ends early", {"bytes": 3})))
+    assert (error.code, error.message, error.columns) == ("truncated", "the file ends early", {"bytes": 3})
+
+
+def test_a_worker_that_breaks_its_contract_stops_the_run(recipe: Recipe, quiet: Quiet) -> None:
+    def wrong(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        return [{"faces": 0} for _ in samples]
+
+    replaced = {"load": lambda recipe: wrong, "facts": lambda recipe: {"version": 1}}
+    path = tuple(dataclasses.replace(op, **replaced) if op.name == "faces" else op for op in pipeline.PATH)
+    prepared = pipeline.prepare(recipe, path)
+    with pytest.raises(Exception, match="face_area"):
+        drive(prepared.plan, Inline(prepared.plan), prepared.shards, Progress(3), lambda p: None, lambda: False)
+    assert Worker(prepared.plan, isolated=False).plan is prepared.plan
