@@ -56,7 +56,7 @@ class FactsTranslator:
 
     def __init__(self) -> None:
         # A prompt moves every content's wording by the same number (`variant_of`): the number that fitted the last
-        # row fits the next one at the first attempt, which takes 0.5 ms where 64 attempts take 20 ms. Equal English
+        # row fits the next one at the first attempt, under 1 ms where a search takes 34 ms on average. Equal English
         # has equal Chinese, so where the search begins has no influence on what it finds.
         self._shift = 0
 

@@ -538,7 +538,7 @@ class _Composer:
         named = SCRIPTS.get(quoted.script, plain)
         return {
             "text": self.pick("script", (plain, named) if quoted.script != "latin" else (plain, plain, plain, named)),
-            "count": number(quoted.lines),
+            "count": number(quoted.lines) if quoted.lines < len(NUMBERS) else Say("many", "很多"),
             "at": Say(f" {place.en}", "") if place else Say("", ""),
             "head": Say(f"{place.en},", "") if place else Say("in it", ""),
             "where": Say("", f"画面{place.zh}" if place else "图中"),
