@@ -18,16 +18,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from curate import read
 from curate.engine import Engine
 from curate.engine.driver import Progress, drive
 from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, UsageError
-from curate.plan import Operator, Plan, Worker, describe, make_plan
+from curate.plan import Operator, Plan, Worker, describe, make_plan, version_of
 from curate.progress import Display
 from curate.recipe import Recipe, to_toml
-from curate.store.files import open_files
-from curate.store.parts import list_parts
-from schemas.columns import OPERATORS
+from curate.store.files import Files, open_files
+from curate.store.parts import Version, list_parts, parts_of, read_table
+from schemas.columns import FAILURE, OPERATORS, ROW
 
 
 INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
@@ -151,7 +153,7 @@ def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
         "version": ocr.VERSION,
         "decoder": picture.VERSION,
         "engine": recipe.ocr.engine,
-        "model": ocr.MODEL,
+        "model": "PP-OCRv6-small",
         "revision": ocr.revision(),
     }
 
@@ -225,8 +227,9 @@ def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
         shards = tuple(read.discover(spec))
     except read.InputError as why:
         raise UsageError(f"input.uri = {recipe.input.uri!r}: {why.message}") from None
-    plan = make_plan(recipe, path, _input_schema(shards), open_files(recipe.store.uri))
-    return Prepared(plan, shards)
+    files = open_files(recipe.store.uri)
+    schema = _input_schema(shards, files, version_of(path[0], recipe))
+    return Prepared(make_plan(recipe, path, schema, files), shards)
 
 
 def run(
@@ -262,16 +265,21 @@ def _engine(plan: Plan) -> Engine:
     return Cluster(plan)
 
 
-def _input_schema(shards: Sequence[read.Shard]) -> Any:
-    """Columns of the first shard that opens; a policy is checked against them before the run starts."""
-    import pyarrow as pa
+def _input_schema(shards: Sequence[read.Shard], files: Files, version: Version) -> pa.Schema:
+    """Columns of the first shard that opens: a policy is checked against them before the run starts.
 
+    From its published part where there is one, since indexing an archive reads all of it.
+    """
     for shard in shards:
-        try:
-            schema = read.index(shard).table.schema
-        except read.InputError:
-            continue
-        return pa.schema([field for field in schema if not field.name.startswith("_")])
+        if parts := parts_of(files, version, shard.id):
+            schema = read_table(files, parts[0].path, []).schema
+        else:
+            try:
+                schema = read.index(shard).table.schema
+            except read.InputError:
+                continue
+        fixed = {column.name for column in (*ROW, *FAILURE)}
+        return pa.schema([f for f in schema if f.name not in fixed and not f.name.startswith("_")])
     return pa.schema([pa.field("caption_raw", pa.string())])
 
 

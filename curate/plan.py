@@ -6,7 +6,7 @@ value that every worker of the run receives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -94,11 +94,7 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
             fields[column.name] = pa.field(column.name, column.type)
     versions: list[Version] = []
     for operator in operators:
-        facts = {"operator": operator.name, **operator.facts(recipe)}
-        if operator.image != "none":
-            facts["input"] = _input_facts(recipe)
-        facts["needs"] = sorted({str(versions[writer[c]]) for c in operator.needs if c in writer})
-        versions.append(Version(operator.name, fingerprint(facts)))
+        versions.append(version_of(operator, recipe, {versions[writer[c]] for c in operator.needs if c in writer}))
     schema = pa.schema(list(fields.values()))
     return Plan(
         recipe,
@@ -109,6 +105,14 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
         schema,
         files,
     )
+
+
+def version_of(operator: Operator, recipe: Recipe, needs: Iterable[Version] = ()) -> Version:
+    """The version of an operator under a recipe; `needs` are the versions of the operators whose columns it reads."""
+    facts = {"operator": operator.name, **operator.facts(recipe), "needs": sorted(str(version) for version in needs)}
+    if operator.image != "none":
+        facts["input"] = _input_facts(recipe)
+    return Version(operator.name, fingerprint(facts))
 
 
 def describe(plan: Plan, operator: int) -> dict[str, Any]:

@@ -144,15 +144,15 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 
 
 class Trap:
-    """A face counter that dies, hangs or raises on pictures that are 101 px or 102 px or 103 px wide."""
+    """A face counter that dies, hangs or raises on pictures that are 131 px or 132 px or 133 px wide."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         for sample in samples:
-            if sample.picture.header.width == 101:
+            if sample.picture.header.width == 131:
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if sample.picture.header.width == 102:
+            if sample.picture.header.width == 132:
                 time.sleep(3600)
-            if sample.picture.header.width == 103:
+            if sample.picture.header.width == 133:
                 raise ValueError("no such face")
         return [{"faces": 0, "face_area": 0.0, "face_boxes": [], "face_engine": "trap"} for _ in samples]
 
@@ -174,7 +174,7 @@ def widths(recipe: Recipe, quiet: Quiet) -> dict[str, int]:
     where = Path(recipe.input.uri) / "train-00001.parquet"
     table = pq.read_table(where)
     data = table["image"].to_pylist()
-    chosen = {7: 101, 11: 102, 13: 103}
+    chosen = {7: 131, 11: 132, 13: 133}
     for row, width in chosen.items():
         out = io.BytesIO()
         Image.open(io.BytesIO(data[row])).resize((width, 80)).save(out, "PNG")
@@ -211,7 +211,7 @@ def test_an_inline_hang_in_python_is_a_timeout(recipe: Recipe, quiet: Quiet, tmp
     folder = tmp_path / "one"
     folder.mkdir()
     data = []
-    for width in (100, 102, 104):
+    for width in (100, 132, 104):
         out = io.BytesIO()
         Image.effect_noise((width, 90), 90).save(out, "PNG")
         data.append(out.getvalue())

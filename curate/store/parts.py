@@ -85,10 +85,13 @@ def encode(table: pa.Table) -> bytes:
 
 
 def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
-    """The table in `path`; raises FileNotFoundError."""
+    """The table in `path`, or some columns of it (for `[]` the schema alone, without rows); raises FileNotFoundError."""
     local = files.local(path)
-    source = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
-    return pq.ParquetFile(source).read(columns=list(columns) if columns else None)
+    source = str(local) if local else pa.BufferReader(files.read(path))
+    file = pq.ParquetFile(source)
+    if columns is not None and not list(columns):
+        return file.schema_arrow.empty_table()
+    return file.read(columns=list(columns) if columns is not None else None)
 
 
 def read_parts(files: Files, parts: Iterable[Part], columns: Iterable[str] | None = None) -> pa.Table | None:
