@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,15 +79,15 @@ def last_run(store: Store) -> Run:
     """The newest run of the store."""
     ids = sorted({path.split("/")[1] for path in store.files.list("runs") if path.endswith("/run.json")})
     record = json.loads(store.files.read(f"runs/{ids[-1]}/run.json")) if ids else {}
-    row = store.rows("SELECT recipe FROM runs WHERE run_id = ?", [record.get("run_id")])
+    recipe = record.get("recipe", "")
     return Run(
         record.get("run_id", ""),
         record.get("started", ""),
         record.get("finished", ""),
         record.get("state", "never run"),
         record.get("exit_code"),
-        ", ".join(uri for (uri,) in store.rows("SELECT uri FROM shards ORDER BY shard LIMIT 3")),
-        row[0][0] if row else record.get("recipe", ""),
+        tomllib.loads(recipe).get("input", {}).get("uri", ""),
+        recipe,
         tuple(
             Predicate(p["name"], p["sql"], frozenset(p["columns"]), p["after"]) for p in record.get("predicates", [])
         ),
@@ -135,7 +136,7 @@ def overlap(store: Store, run: Run) -> list[Overlap]:
     )
     width = n + 3
     return [
-        Overlap(p.name, *row[i * width : i * width + 3], tuple(row[i * width + 3 : (i + 1) * width]))
+        Overlap(p.name, row[i * width], row[i * width + 1], row[i * width + 2], row[i * width + 3 : (i + 1) * width])
         for i, p in enumerate(run.predicates)
     ]
 
@@ -216,7 +217,12 @@ def writers(store: Store) -> dict[str, str]:
             f"SELECT {operator}_engine, {operator}_model, {operator}_revision FROM samples "
             f"WHERE {text} IS NOT NULL GROUP BY ALL ORDER BY count(*) DESC, 1, 2, 3 LIMIT 3"
         )
-        named[operator] = "; ".join(" ".join(str(v) for v in row if v is not None) for row in rows)
+        named[operator] = "; ".join(
+            ", ".join(
+                f"{word} {v}" for word, v in zip(("engine", "model", "revision"), row, strict=True) if v is not None
+            )
+            for row in rows
+        )
     return named
 
 

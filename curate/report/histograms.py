@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -24,7 +24,7 @@ TAIL = 0.005  # share at either end that may be cut off
 
 @dataclass(frozen=True)
 class Bar:
-    """One bin: its edge and width, heights of the kept part and of all, px from the baseline; the numbers for a title."""
+    """One bin: left edge, width, heights of the kept part and of all in SVG units; its numbers in words."""
 
     x: float
     width: float
@@ -121,10 +121,10 @@ def _histogram(
     if low == high and not cuts:
         return Flat(title, number(low), n)
     whole = not fractions
-    axis = _axis(low, high, q_low, median, q_high, cuts, whole)
+    axis = _axis(n, low, high, (q_low, median, q_high), cuts, whole)
     counted = store.rows(
-        f"SELECT least(floor(({axis.sql('v')} - $1) / $2 * $3), $3 - 1)::INTEGER AS bin, count(*), count(*) FILTER (keep) "
-        f"FROM {source} WHERE isfinite(v) AND v BETWEEN $4 AND $5 GROUP BY 1 ORDER BY 1",
+        f"SELECT least(floor(({axis.sql('v')} - $1) / $2 * $3), $3 - 1)::INTEGER AS bin, count(*), "
+        f"count(*) FILTER (keep) FROM {source} WHERE isfinite(v) AND v BETWEEN $4 AND $5 GROUP BY 1 ORDER BY 1",
         [axis.start, axis.span, axis.bins, axis.low, axis.high],
     )
     shown = sum(count for _, count, _ in counted)
@@ -214,22 +214,40 @@ class _Axis:
         return [(x, label) for x, label in labels if 4 <= x <= WIDTH - 4] or labels
 
 
-def _axis(low: float, high: float, q_low: float, median: float, q_high: float, cuts: list[Cut], whole: bool) -> _Axis:
+def _axis(
+    n: int, low: float, high: float, quantiles: tuple[float, float, float], cuts: list[Cut], whole: bool
+) -> _Axis:
     """An axis that shows nearly all values: a long thin tail is cut off, and a cut nearby is drawn in."""
+    q_low, median, q_high = quantiles
     middle = max(q_high - q_low, 1e-9)
-    compressed = low >= 0 and q_high > 50 and q_high > 8 * max(median, 1.0)
+    crowded = any(0 < cut.value < 0.05 * q_high for cut in cuts)
+    compressed = low >= 0 and q_high > 50 and (q_high > 8 * max(median, 1.0) or crowded)
     if not compressed:
         low = q_low if q_low - low > 0.5 * middle else low
         high = q_high if high - q_high > 0.5 * middle else high
     for cut in cuts:
-        near = max(high - low, abs(cut.value) * 0.5)
-        if low - near <= cut.value <= high + near:
+        near = max(high - low, abs(cut.value))
+        if low - near <= cut.value <= high + near and (cut.value >= 0 or not compressed):
             low, high = min(low, cut.value), max(high, cut.value)
-    if whole and not compressed and high - low <= BINS and low == math.floor(low) and high == math.floor(high):
+    whole = whole and low == math.floor(low) and high == math.floor(high)
+    if whole and not compressed and high - low <= BINS:
         return _Axis(low - 0.5, high + 0.5, int(high - low) + 1, False, True)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return _Axis(low, high, BINS, compressed, False)
+    axis = _Axis(low, high, min(max(math.ceil(2 * math.sqrt(n)), 12), BINS), compressed, False)
+    for cut in cuts[:1]:
+        axis = _aligned(axis, cut)
+    return axis
+
+
+def _aligned(axis: _Axis, cut: Cut) -> _Axis:
+    """The axis with bins of such a width that the cut stands between two of them and not within one."""
+    if not axis.low < cut.value <= axis.high:
+        return axis
+    way = axis.place(cut.value) - axis.start
+    step = way / max(1, round(way / axis.span * axis.bins))
+    bins = math.ceil(axis.span / step - 1e-9)
+    return replace(axis, high=axis.value(axis.start + bins * step), bins=bins)
 
 
 def _nice(step: float) -> float:

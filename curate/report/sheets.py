@@ -16,7 +16,7 @@ from curate.report.histograms import number
 from curate.store import Store
 from schemas.errors import RowError
 
-KEPT_SHOWN, DROPPED_SHOWN, CAPTIONS_SHOWN = 24, 12, 12
+KEPT_SHOWN, DROPPED_SHOWN, CAPTIONS_SHOWN = 24, 16, 12  # a line of the page has eight
 REASONS_SHOWN = 20
 THUMB_PX, CAPTION_PX = 240, 320
 
@@ -83,8 +83,8 @@ def _drawn(store: Store, where: str, limit: int, notes: list[str], parameters: l
     values = [f"TRY(({note}))" for note in notes]
     rows = store.rows(
         f"SELECT {', '.join(['s.row_id', *texts, *values])} FROM samples AS s "
-        f"JOIN (SELECT row_id FROM samples WHERE {where} {DRAWN} LIMIT {limit}) AS drawn(drawn_id) ON drawn_id = s.row_id "
-        f"ORDER BY md5(s.row_id), s.row_id",
+        f"JOIN (SELECT row_id FROM samples WHERE {where} {DRAWN} LIMIT {limit}) AS drawn(drawn_id) "
+        f"ON drawn_id = s.row_id ORDER BY md5(s.row_id), s.row_id",
         parameters,
     )
     cells = []
