@@ -83,13 +83,16 @@ def report(
 def sql(
     store: StoreAt,
     query: Annotated[str, typer.Argument(metavar="SQL", help="One statement over samples, captions, errors, ...")],
-    format: Annotated[str, typer.Option("--format", "-f", help="table, csv, json (one object a line), parquet.")] = "table",
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="table, csv, json (one object a line), parquet.")
+    ] = "table",
     limit: Annotated[int, typer.Option(help="Rows at most; 0: all. [default: 40 for table, all otherwise]")] = -1,
     timeout: Annotated[float, typer.Option(help="Seconds a query may take.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write instead of standard output.")] = None,
 ) -> None:
     """Query the store, read-only and sandboxed."""
-    from curate.store import Store, query as q
+    from curate.store import Store
+    from curate.store import query as q
 
     if format not in ("table", "csv", "json", "parquet"):
         raise UsageError(f"--format {format!r} is not known; use table, csv, json or parquet")
@@ -114,6 +117,23 @@ def explain(
     from curate.store import Store
 
     show(Store(store), row)
+
+
+@app.command()
+def serve(
+    store: StoreAt,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; only this machine can reach 127.0.0.1.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the explore pages: gallery, what-if, lineage of every row."""
+    from curate.store import Store
+    from curate.web import serve as serve_pages
+
+    opened = Store(store)
+    opened.require()
+    serve_pages(opened, host, port)
 
 
 @store_app.command()

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from curate import pipeline
 from curate.errors import DONE
-from curate.recipe import Input, Recipe, Run, StoreAt
 from curate.recipe import Engine as EngineKeys
+from curate.recipe import Input, Recipe, Run, StoreAt
 from curate.report import write_report
 from curate.store import Store
 

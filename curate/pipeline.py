@@ -29,8 +29,8 @@ from curate.progress import Display
 from curate.recipe import Recipe, to_toml
 from curate.store.files import Files, open_files
 from curate.store.parts import Version, list_parts, parts_of, read_table
-from schemas.columns import FAILURE, OPERATORS, ROW
-
+from schemas.columns import FAILURE, ROW
+from workers import aesthetic, facts
 
 INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
 
@@ -60,9 +60,7 @@ def _photometry(recipe: Recipe) -> Worker:
 
 
 def _aesthetic(recipe: Recipe) -> Worker:
-    from workers.aesthetic import photometric
-
-    return photometric
+    return aesthetic.photometric
 
 
 def _faces(recipe: Recipe) -> Worker:
@@ -78,15 +76,11 @@ def _ocr(recipe: Recipe) -> Worker:
 
 
 def _caption(recipe: Recipe) -> Worker:
-    from workers.facts import FactsCaptioner
-
-    return FactsCaptioner(prompt=recipe.caption.prompt)
+    return facts.FactsCaptioner(prompt=recipe.caption.prompt)
 
 
 def _translate(recipe: Recipe) -> Worker:
-    from workers.facts import FactsTranslator
-
-    return FactsTranslator()
+    return facts.FactsTranslator()
 
 
 def _input_facts(recipe: Recipe) -> dict[str, Any]:
@@ -128,8 +122,6 @@ def _photometry_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _aesthetic_facts(recipe: Recipe) -> dict[str, Any]:
-    from workers import aesthetic
-
     return {"version": aesthetic.VERSION, "engine": "photometric"}
 
 
@@ -159,31 +151,16 @@ def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _caption_facts(recipe: Recipe) -> dict[str, Any]:
-    from workers import facts
-
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION), "prompt": recipe.caption.prompt}
 
 
 def _translate_facts(recipe: Recipe) -> dict[str, Any]:
-    from workers import facts
-
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
 
 
 def _no_worker(recipe: Recipe) -> Worker:
     raise AssertionError("`input` is written when a shard is indexed")
 
-
-AESTHETIC_READS = (
-    "width", "height", "sharpness", "sharpness_tile", "luma", "contrast", "underexposed", "overexposed", "colorfulness",
-    "saturation", "entropy", "border",
-)  # fmt: skip
-FACTS_READ = tuple(
-    column.name
-    for operator in ("size", "identity", "sharpness", "photometry", "faces", "ocr")
-    for column in OPERATORS[operator]
-    if column.name not in ("bytes", "bits_per_pixel", "pdq", "pdq_quality")
-)
 
 # The path: cheap operators first; costly ones see what the policy has not rejected by then. One pool so far: all of
 # these are CPU work, and one pass over a picture that was decoded once runs them all.
@@ -194,18 +171,18 @@ PATH: tuple[Operator, ...] = (
     Operator("sharpness", _sharpness, _sharpness_facts),
     Operator("photometry", _photometry, _photometry_facts),
     Operator(
-        "aesthetic", _aesthetic, _aesthetic_facts, image="none", needs=AESTHETIC_READS,
+        "aesthetic", _aesthetic, _aesthetic_facts, image="none", needs=aesthetic.NEEDS,
         wanted=lambda recipe: recipe.aesthetic.engine != "none",
     ),
     Operator("faces", _faces, _faces_facts, costly=True, wanted=lambda recipe: recipe.faces.engine != "none"),
     Operator("ocr", _ocr, _ocr_facts, costly=True, wanted=lambda recipe: recipe.ocr.engine != "none"),
     Operator(
-        "caption", _caption, _caption_facts, image="none", needs=FACTS_READ, costly=True,
+        "caption", _caption, _caption_facts, image="none", needs=facts.NEEDS, costly=True,
         wanted=lambda recipe: recipe.caption.engine != "none",
     ),
     Operator(
-        "translate", _translate, _translate_facts, image="none", needs=("caption_en", *FACTS_READ), costly=True,
-        wanted=lambda recipe: recipe.translate.engine != "none" and recipe.caption.engine != "none",
+        "translate", _translate, _translate_facts, image="none", needs=("caption_en", "caption_engine", *facts.NEEDS),
+        costly=True, wanted=lambda recipe: recipe.translate.engine != "none" and recipe.caption.engine != "none",
     ),
 )  # fmt: skip
 

@@ -86,7 +86,7 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
     """
     operators = tuple(operator for operator in path if operator.wanted(recipe))
     index = {operator.name: i for i, operator in enumerate(operators)}
-    writer = {name: index["input"] for name in input_schema.names}
+    writer = dict.fromkeys(input_schema.names, index["input"])
     fields = {field.name: field for field in input_schema}
     for operator in operators[1:]:
         for column in OPERATORS[operator.name]:

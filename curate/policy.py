@@ -97,7 +97,7 @@ def _literal(text: str) -> str:
 def _columns(db: duckdb.DuckDBPyConnection, sql: str, unstable: set[str], at: str) -> set[str]:
     """Columns that the predicate reads, from DuckDB's own parser; refuses anything that is not one plain expression."""
     row = db.execute("SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT ({sql}\n)"]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True}
+    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     if tree.get("error"):
         raise UsageError(f"{at}: {str(tree.get('error_message', 'not SQL')).splitlines()[0]}")
     statements = tree["statements"]

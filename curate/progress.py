@@ -87,7 +87,9 @@ class Display:
     ) -> None:
         """The closing table: rows in, kept, dropped by reason, failed, captions, images/s by operator."""
         for shard, (error, message) in sorted(progress.shard_errors.items()):
-            self.console.print(f"shard {shard} failed: {error}: {message}", style="red", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"shard {shard} failed: {error}: {message}", style="red", highlight=False, soft_wrap=True
+            )
         self.console.print(summary(store, progress, seconds))
         if progress.interrupted:
             self.console.print("Interrupted. Nothing is lost: run the same command to go on.", style="yellow")

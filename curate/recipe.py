@@ -30,7 +30,9 @@ class Input:
     format: str = knob("auto", "layout of the input", ("auto", "parquet", "webdataset", "folder"))
     image_column: str = knob("", "column with the pictures; empty: found among the usual names")
     caption_column: str = knob("", "column with the raw captions; empty: found among the usual names")
-    root: str = knob("", "where relative image paths start and the only place they may lead to; empty: beside the shard")
+    root: str = knob(
+        "", "where image paths start and the only place they may lead to; empty: beside the shard"
+    )
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,19 @@ def _section(name: str, kind: type, values: Any, where: str) -> Any:
     return kind(**checked)
 
 
-def _value(where: str, kind: type, value: Any, metadata: Mapping[str, Any]) -> Any:
+def _value(where: str, kind: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
         raise UsageError(f"{where} = {value!r} must be {_KINDS[kind]}, not {type(value).__name__}")
     if metadata["choices"] and value not in metadata["choices"]:
-        raise UsageError(f"{where} = {value!r} is not known{nearest(value, metadata['choices'])}")
+        raise UsageError(f"{where} = {value!r} is not known{nearest(str(value), metadata['choices'])}")
     if metadata["at_least"] is not None and not value >= metadata["at_least"]:
         raise UsageError(f"{where} = {value!r} must be at least {metadata['at_least']}")
     return value
 
 
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _policy(value: Any, where: str) -> tuple[tuple[str, str], ...]:

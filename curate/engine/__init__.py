@@ -1,10 +1,10 @@
 """Where the work is done: one driver loop, one worker, and two ways to bring them together (inline and Ray).
 
-    driver.py   what has to be done next, shard by shard; bisects what kills workers; knows nothing of Ray
-    worker.py   one process that runs tasks: index, survey, compute, blame, publish
-    cells.py    what is known of a shard and what is still missing
-    inline.py   runs tasks in this process
-    cluster.py  runs tasks in Ray actors
+driver.py   what has to be done next, shard by shard; bisects what kills workers; knows nothing of Ray
+worker.py   one process that runs tasks: index, survey, compute, blame, publish
+cells.py    what is known of a shard and what is still missing
+inline.py   runs tasks in this process
+cluster.py  runs tasks in Ray actors
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Ray Core and not Ray Data: Ray Data retries a row that kills its worker for ever and drops the whole block on an
 exception (docs/design.md, decision 4). Actors are never restarted by Ray (`max_restarts=0`) and tasks never retried
 (`max_task_retries=0`): the driver decides. An actor has at most two tasks, so that it never waits for the driver; when
-it dies, the first of them is to blame and the second one is handed to another actor. An actor gets no task before its operators
-have loaded: a model that does not load stops the run before a row is touched, and loading is no row's time.
+it dies, the first of them is to blame and the second one is handed to another actor. An actor gets no task before its
+operators have loaded: a model that does not load stops the run before a row is touched, and loading is no row's time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from curate.plan import Plan
 TASKS_PER_ACTOR = 2
 OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are references, answers are counts
 
+
 @dataclass(eq=False)
 class _Actor:
     handle: Any
@@ -38,17 +39,17 @@ class Cluster:
     def __init__(self, plan: Plan) -> None:
         import ray
 
-        self.ray = ray
+        self.ray: Any = ray
         self.plan = plan
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
             _start(ray)
         self.plan_ref = ray.put(plan)
-        self.actor = ray.remote(Worker)
+        self.actor: Any = ray.remote(Worker)
         self.pools: dict[str, list[_Actor]] = {}
         self.queues: dict[str, deque[Task]] = {}
         pools = list(dict.fromkeys(stage.pool for stage in plan.stages)) or ["cpu"]
-        cpus = float(ray.cluster_resources().get("CPU", 1))
+        cpus = float(self.ray.cluster_resources().get("CPU", 1))
         count = plan.recipe.engine.workers or max(1, int(cpus) // len(pools))
         # Fractions where there are fewer CPUs than actors: an actor that can never be placed would wait for ever.
         self.share = min(1.0, cpus / (count * len(pools)))

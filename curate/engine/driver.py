@@ -51,9 +51,6 @@ class _Job:
         self.failed: tuple[str, str] | None = None
         self.done = False
 
-    def begin(self) -> list[Task]:
-        return [Index(self.shard)]
-
     def answered(self, task: Task, answer: Answer) -> list[Task]:
         """What has to be done after `task` was answered."""
         if answer.shard_error:
@@ -138,8 +135,8 @@ def drive(
             if shard is None:
                 exhausted = True
                 break
-            jobs[shard.id] = job = _Job(shard, plan)
-            _queue(plan, ready, job, job.begin())
+            jobs[shard.id] = _Job(shard, plan)
+            _queue(plan, ready, jobs[shard.id], [Index(shard)])
         for pool, tasks in ready.items():
             while tasks and under_way[pool] < engine.slots(pool):
                 under_way[pool] += 1

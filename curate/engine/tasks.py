@@ -6,7 +6,7 @@ worker to storage directly.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,13 +68,14 @@ class Tally:
     """Work done: cells are (row, operator) pairs that were computed now and not found in the store."""
 
     cells: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
         """Add another tally to this one."""
         self.cells.update(other.cells)
-        self.seconds.update(other.seconds)
+        for name, spent in other.seconds.items():
+            self.seconds[name] += spent
         self.errors.update(other.errors)
 
 

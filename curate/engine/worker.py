@@ -10,7 +10,6 @@ import faulthandler
 import hashlib
 import json
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -249,7 +248,7 @@ class Worker:
         seconds = self.plan.recipe.engine.batch_timeout_s
         if self.isolated:
             # A C thread that needs no GIL: it ends the process even inside a native loop.
-            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
             try:
                 yield
             finally:

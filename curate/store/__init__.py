@@ -1,13 +1,13 @@
 """The caption store: immutable parts, and a DuckDB index over them that can be rebuilt at any time.
 
-    from curate.store import Store
-    Store("demo/store").sql("select drop_reason, count(*) from samples group by 1").df()
+from curate.store import Store
+Store("demo/store").sql("select drop_reason, count(*) from samples group by 1").df()
 
-    files.py   where files lie (local disk, s3://, gs://) and how they are published
-    parts.py   what one operator wrote for one shard
-    index.py   captions.duckdb: ingest, views
-    query.py   read-only, sandboxed SQL
-    verify.py  do parts, ledger and index agree
+files.py   where files lie (local disk, s3://, gs://) and how they are published
+parts.py   what one operator wrote for one shard
+index.py   captions.duckdb: ingest, views
+query.py   read-only, sandboxed SQL
+verify.py  do parts, ledger and index agree
 """
 
 from __future__ import annotations

@@ -362,18 +362,19 @@ def counts(db: duckdb.DuckDBPyConnection) -> Counts:
 
 
 def _caption_selects() -> Iterator[str]:
-    yield (
-        "SELECT id, 'raw' AS kind, CASE WHEN regexp_matches(caption_raw, '[\\x{4e00}-\\x{9fff}]') THEN 'zh' ELSE 'en' END "
-        "AS language, caption_raw AS text, NULL::VARCHAR AS engine, NULL::VARCHAR AS model, NULL::VARCHAR AS revision, "
-        "i.fingerprint, coalesce(o.active, FALSE) AS active FROM op_input AS i LEFT JOIN operators AS o "
-        "ON o.operator = 'input' AND o.fingerprint = i.fingerprint WHERE caption_raw IS NOT NULL"
-    )
+    yield """
+        SELECT id, 'raw' AS kind,
+            CASE WHEN regexp_matches(caption_raw, '[\\x{4e00}-\\x{9fff}]') THEN 'zh' ELSE 'en' END AS language,
+            caption_raw AS text, NULL::VARCHAR AS engine, NULL::VARCHAR AS model, NULL::VARCHAR AS revision,
+            c.fingerprint, coalesce(o.active, FALSE) AS active
+        FROM op_input AS c LEFT JOIN operators AS o ON o.operator = 'input' AND o.fingerprint = c.fingerprint
+        WHERE caption_raw IS NOT NULL"""
     for operator, language in (("caption", "en"), ("translate", "zh")):
-        yield (
-            f"SELECT id, 'synthetic', '{language}', caption_{language}, {operator}_engine, {operator}_model, "
-            f"{operator}_revision, c.fingerprint, coalesce(o.active, FALSE) FROM op_{operator} AS c LEFT JOIN operators "
-            f"AS o ON o.operator = '{operator}' AND o.fingerprint = c.fingerprint WHERE caption_{language} IS NOT NULL"
-        )
+        yield f"""
+        SELECT id, 'synthetic', '{language}', caption_{language}, {operator}_engine, {operator}_model,
+            {operator}_revision, c.fingerprint, coalesce(o.active, FALSE)
+        FROM op_{operator} AS c LEFT JOIN operators AS o ON o.operator = '{operator}' AND o.fingerprint = c.fingerprint
+        WHERE caption_{language} IS NOT NULL"""
 
 
 def _score_selects() -> Iterator[str]:

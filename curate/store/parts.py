@@ -85,7 +85,7 @@ def encode(table: pa.Table) -> bytes:
 
 
 def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
-    """The table in `path`, or some columns of it (for `[]` the schema alone, without rows); raises FileNotFoundError."""
+    """The table in `path`, or some columns of it (`[]`: the schema, without rows); raises FileNotFoundError."""
     local = files.local(path)
     source = str(local) if local else pa.BufferReader(files.read(path))
     file = pq.ParquetFile(source)
