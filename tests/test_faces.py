@@ -90,6 +90,11 @@ def test_known_pictures_have_their_known_number_of_faces(
     assert found == known
 
 
+def test_a_hand_that_one_cascade_takes_for_a_face_is_refused_by_the_other(haar: Haar) -> None:
+    suit = np.ascontiguousarray(bundled("astronaut.png").picture.rgb[287:512, 51:460])
+    assert haar([drawn(Image.fromarray(suit))])[0]["faces"] == 0
+
+
 def test_a_face_below_the_least_side_is_not_counted(shared: Path) -> None:
     weights = shared / "weights" / "face_detection_yunet_n_640_640.onnx"
     assert YuNet(weights, min_side=0.3)([bundled("astronaut.png")])[0]["faces"] == 0

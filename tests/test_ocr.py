@@ -73,7 +73,7 @@ def test_english_is_read_with_its_place_and_measures(worker: RapidOcr) -> None:
     assert columns["ocr_confidence"] > 0.9 and columns["ocr_scores"] == pytest.approx([columns["ocr_confidence"]])
     xs, ys = columns["ocr_boxes"][0][::2], columns["ocr_boxes"][0][1::2]
     assert 185 <= min(xs) <= 205 and 500 <= max(xs) <= 570 and 245 <= min(ys) <= 270 and 300 <= max(ys) <= 330
-    assert columns["ocr_area"] == pytest.approx((max(xs) - min(xs)) * (max(ys) - min(ys)) / (800 * 600), rel=0.05)
+    assert columns["ocr_area"] == pytest.approx((max(xs) - min(xs)) * (max(ys) - min(ys)) / (800 * 600), rel=0.1)
     assert columns["ocr_border"] == 0.0
     assert set(columns) == {column.name for column in OPERATORS["ocr"]}
 

@@ -20,8 +20,8 @@ from workers.sample import Sample
 VERSION = 1
 
 # Viola-Jones boosted cascades (Lienhart's frontal face sets). `alt` proposes because it has the best recall for its
-# time (92 of 100 pasted faces, 54 ms); its own score says nothing (107..109 for faces and for a hand alike), so
-# `default`, trained apart, has to agree at the same place. Alone, either takes coins, a hand or a plush dog for a face.
+# time (90 of 100 pasted faces; `default` 81); its own score says nothing (107..109 for faces and for a hand alike), so
+# `default`, trained apart, has to agree at the same place and gives the score.
 PROPOSE = "haarcascade_frontalface_alt.xml"
 CONFIRM = "haarcascade_frontalface_default.xml"
 HAAR_SIDE_PX = 320  # canonical long side: at 400 px the cascade takes twice as long and finds more coins than faces

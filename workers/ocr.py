@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -78,7 +77,7 @@ class RapidOcr:
     def __init__(
         self,
         *,
-        pixels: int = 216 * TILE_PX**2,
+        pixels: int = 192 * TILE_PX**2,
         min_confidence: float = 0.6,
         box_thresh: float = 0.5,
     ) -> None:
@@ -86,7 +85,6 @@ class RapidOcr:
         from rapidocr.ch_ppocr_det.utils import DBPostProcess
         from rapidocr.ch_ppocr_rec.utils import CTCLabelDecode
 
-        logging.getLogger("RapidOCR").setLevel(logging.CRITICAL)  # it writes to stderr by a handler of its own
         cv2.setNumThreads(1)  # the engine runs a process per core
         self.pixels = pixels
         self.min_confidence = min_confidence
