@@ -17,7 +17,7 @@ from torch import Tensor
 def attend_cached(
     keys: Tensor, values: Tensor, lengths: Tensor, columns: int
 ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-    """Attention over caches [layers, rows, kv heads, columns, d] for the first R rows; the new token is stored first."""
+    """Attention over caches [layers, rows, kv heads, columns, d], first R rows; the new token is stored first."""
     count = len(lengths)
     rows = torch.arange(count, device=lengths.device)
     hidden = torch.arange(columns, device=lengths.device) > lengths[:, None]
@@ -28,7 +28,7 @@ def attend_cached(
         keys[layer][rows, :, lengths] = k
         values[layer][rows, :, lengths] = v
         # Query heads of one group are the query rows of their shared key head: no copy of keys for grouped queries.
-        grouped = q.unflatten(1, (k.shape[1], -1))
+        grouped = q.view(count, k.shape[1], -1, q.shape[-1])
         seen_k, seen_v = keys[layer, :count, :, :columns], values[layer, :count, :, :columns]
         return F.scaled_dot_product_attention(grouped, seen_k, seen_v, attn_mask=bias).flatten(1, 2)
 

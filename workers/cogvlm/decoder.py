@@ -6,7 +6,8 @@
 qkv, dense and the MLP exist twice (arXiv:2311.03079, section 2.2): BOI and patches pass through the vision expert's,
 everything else through the language expert's. Attention is one, plainly causal, over both. Tokens arrive packed in
 expert order (sequence.py), so that each expert's share is a slice. A generated token meets the language expert only:
-a decoding step reads half of the decoder's weights.
+a decoding step reads half of the decoder's weights. `dtype` is that of matrices and cache; norms, rotary angles and the
+residual stream h are float32.
 """
 
 from __future__ import annotations
@@ -24,19 +25,26 @@ from workers.cogvlm.vision import Vision
 
 # (layer, q [T, heads, d], k [T, kv heads, d], v [T, kv heads, d]) -> [T, heads, d]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Map = Callable[[Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 whatever the dtype."""
+    """x / rms(x) * weight, from the float32 residual stream to the matrices' dtype."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H] -> [T, H]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps).to(self.dtype)
+
+
+def inverse_frequencies(head_dim: int, base: float) -> Tensor:
+    """Rotary angle per position of each of the d/2 pairs: base^(-2j/d), float32."""
+    return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
 class Rotary(nn.Module):
@@ -50,8 +58,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inv_freq", 1.0 / base**exponents, persistent=False)
+        self.register_buffer("inv_freq", inverse_frequencies(head_dim, base), persistent=False)
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, float32 [T, 1, d/2], at integer positions [T]."""
@@ -67,13 +74,13 @@ class Rotary(nn.Module):
 class Expert(nn.Module):
     """One expert's matrices in one layer. Q, K and V are fused as in the checkpoint, gate and up at loading."""
 
-    def __init__(self, config: Config, qkv_bias: bool) -> None:
+    def __init__(self, config: Config, dtype: torch.dtype, qkv_bias: bool) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.qkv = nn.Linear(hidden, config.qkv_size, bias=qkv_bias)
-        self.dense = nn.Linear(hidden, hidden, bias=False)
-        self.gate_up = nn.Linear(hidden, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, hidden, bias=False)
+        self.qkv = nn.Linear(hidden, config.qkv_size, bias=qkv_bias, dtype=dtype)
+        self.dense = nn.Linear(hidden, hidden, bias=False, dtype=dtype)
+        self.gate_up = nn.Linear(hidden, 2 * inner, bias=False, dtype=dtype)
+        self.down = nn.Linear(inner, hidden, bias=False, dtype=dtype)
 
     def mlp(self, x: Tensor) -> Tensor:
         """down(silu(gate(x)) * up(x))."""
@@ -82,7 +89,7 @@ class Expert(nn.Module):
         return out
 
 
-def route(x: Tensor, vision: int, by_vision: Callable[[Tensor], Tensor], by_language: Callable[[Tensor], Tensor]) -> Tensor:
+def route(x: Tensor, vision: int, by_vision: Map, by_language: Map) -> Tensor:
     """x[:vision] through the one, the rest through the other."""
     if vision == 0:
         return by_language(x)
@@ -92,25 +99,24 @@ def route(x: Tensor, vision: int, by_vision: Callable[[Tensor], Tensor], by_lang
 class Layer(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, config: Config, index: int) -> None:
+    def __init__(self, config: Config, dtype: torch.dtype, index: int) -> None:
         super().__init__()
         self.index = index
-        self.split = (config.num_attention_heads, config.kv_heads, config.kv_heads)
+        self.split = [config.num_attention_heads, config.kv_heads, config.kv_heads]
         self.head_dim = config.head_dim
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.vision = Expert(config, qkv_bias=config.second)
-        self.language = Expert(config, qkv_bias=False)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.vision = Expert(config, dtype, qkv_bias=config.second)
+        self.language = Expert(config, dtype, qkv_bias=False)
 
     def forward(self, x: Tensor, vision: int, rotary: Rotary, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """Packed tokens [T, H] -> [T, H]."""
         seen, said = self.vision, self.language
         qkv = route(self.input_layernorm(x), vision, seen.qkv, said.qkv)
-        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split(self.split, dim=1)
+        q, k, v = torch.split(qkv.view(len(x), -1, self.head_dim), self.split, dim=1)
         mixed = attend(self.index, rotary(q, *table), rotary(k, *table), v).flatten(1)
         x = x + route(mixed, vision, seen.dense, said.dense)
-        x = x + route(self.post_attention_layernorm(x), vision, seen.mlp, said.mlp)
-        return x
+        return x + route(self.post_attention_layernorm(x), vision, seen.mlp, said.mlp)
 
 
 class Cache:
@@ -141,20 +147,16 @@ class Cache:
 class Model(nn.Module):
     """CogVLM or CogVLM2: vision tower, decoder, output head."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.vision = Vision(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dtype = dtype
+        self.vision = Vision(config, dtype)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.rotary = Rotary(config.head_dim, config.rope_base)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of activations and cache."""
-        return self.embed_tokens.weight.dtype
+        self.layers = nn.ModuleList(Layer(config, dtype, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
 
     @property
     def device(self) -> torch.device:
@@ -162,10 +164,10 @@ class Model(nn.Module):
         return self.embed_tokens.weight.device
 
     def embed(self, input_ids: Tensor, packing: Packing, pixels: Tensor | None) -> Tensor:
-        """Packed decoder input [T, H]: token embeddings, image features in place of the image tokens, row by row."""
-        x: Tensor = self.embed_tokens(input_ids.flatten()[packing.source])
+        """Packed decoder input, float32 [T, H]: token embeddings, features in place of image tokens, row by row."""
+        x: Tensor = self.embed_tokens(input_ids.flatten()[packing.source]).float()
         if pixels is not None:
-            x[packing.image] = self.vision(pixels.to(self.dtype)).flatten(0, 1)
+            x[packing.image] = self.vision(pixels).flatten(0, 1)
         return x
 
     def decode(self, x: Tensor, vision: int, positions: Tensor, attend: Attend) -> Tensor:
@@ -196,7 +198,7 @@ class Model(nn.Module):
         Attention looks at the first `columns` of the cache, which must exceed every length.
         """
         attend = attend_cached(cache.k, cache.v, lengths, columns)
-        hidden = self.decode(self.embed_tokens(tokens), 0, positions, attend)
+        hidden = self.decode(self.embed_tokens(tokens).float(), 0, positions, attend)
         logits: Tensor = self.lm_head(hidden)
         return logits
 

@@ -55,7 +55,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What was generated, without EOS. `finish` is `stop` (EOS) or `length`; `seconds` run from prefill to last token."""
+    """What was generated, without EOS. `finish` is `stop` (EOS) or `length`; `seconds` last from prefill to the end."""
 
     tokens: list[int]
     finish: str
@@ -88,15 +88,15 @@ class _Drawn:
     """Tokens on their way to the host, and which sequence each belongs to."""
 
     tokens: Tensor
-    ready: torch.Event | None
+    ready: torch.cuda.Event | None
     owners: list[tuple[int, _Sequence]]
 
 
 class Generator:
     """Runs requests through a model, `rows` at a time.
 
-    `columns` is the longest prompt plus its new tokens; `chunk` the sequences prefilled together. `eos` None generates to
-    the limit. `keep_logits` records the logits of every token (parity checks).
+    `columns` is the longest prompt plus its new tokens; `chunk` the sequences prefilled together. `eos` None generates
+    to the limit. `keep_logits` records the logits of every token (parity checks).
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Generator:
         batch = torch.stack(found)
         if self.model.device.type == "cuda":
             batch = batch.pin_memory().to(self.model.device, non_blocking=True)
-        return normalize(batch, self.model.dtype) if batch.dtype == torch.uint8 else batch
+        return normalize(batch) if batch.dtype == torch.uint8 else batch
 
     def _step(self, live: int) -> None:
         """One token for the first `live` rows."""
@@ -240,7 +240,7 @@ class Generator:
             return model.step(*inputs, cache, columns)
         if (live, columns) not in self._graphs:
             # A step writes the same keys and values however often it runs, so warming up and capturing change nothing.
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own gap
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
@@ -269,7 +269,7 @@ class Generator:
         landing.copy_(tokens, non_blocking=True)
         ready = None
         if tokens.is_cuda:
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own gap
             ready.record()
         for i, sequence in owners:
             sequence.drawn += 1
@@ -310,7 +310,7 @@ class Generator:
             self._state[:, sequence.row] = 0
 
     def _gather(self) -> int:
-        """With nothing left to admit, move the last sequences together and step only half, a quarter ... of the rows."""
+        """With nothing left to admit, move the last sequences together and step only half, a quarter .. of the rows."""
         assert self._cache is not None
         busy = len(self._slots) - self._slots.count(None)
         live = self.rows
@@ -388,7 +388,7 @@ def fit(model: Model, *, prompt_tokens: int, columns: int, most_rows: int = 256)
     model.prefill(
         torch.zeros(1, prompt_tokens, dtype=torch.int64, device=model.device),
         pack(types, device=model.device),
-        torch.zeros(1, 3, side, side, dtype=model.dtype, device=model.device),
+        torch.zeros(1, 3, side, side, device=model.device),
         Cache(config, 1, prompt_tokens, model.dtype, model.device),
         torch.zeros(1, dtype=torch.int64, device=model.device),
     )

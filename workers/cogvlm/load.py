@@ -7,8 +7,6 @@ parameter, so that memory never holds the weights twice.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workers.cogvlm.config import CheckpointError, Config, read_config
-from workers.cogvlm.decoder import Model
+from workers.cogvlm.config import CheckpointError, Config, read_config, shard_files, some
+from workers.cogvlm.decoder import Model, inverse_frequencies
 from workers.cogvlm.quantize import QuantLinear, quantize
-
-# Keys listed in an error; a wrong checkpoint may have thousands.
-LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -97,14 +92,13 @@ def build(
     has one). `weight_format` is `none`, `int8` or `fp8`.
     """
     with torch.device("meta"):
-        model = Model(config).to(dtype)
+        model = Model(config, dtype)
         if weight_format != "none":
             quantize(model, weight_format)
     model.to_empty(device=device)
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    exact = 1.0 / config.rope_base**exponents
-    angles = exact if rotary == "float32" else (exact if inv_freq is None else inv_freq).to(torch.bfloat16)
-    model.rotary.inv_freq = angles.to(device)
+    exact = inverse_frequencies(config.head_dim, config.rope_base)
+    low = (exact if inv_freq is None else inv_freq).to(torch.bfloat16)
+    model.rotary.inv_freq = (exact if rotary == "float32" else low).to(device)
     return model.eval().requires_grad_(False)
 
 
@@ -125,14 +119,12 @@ def load(
     targets = checkpoint_keys(config)
     buffers = set(inv_freq_keys(config))
     with torch.device("meta"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in Model(config).named_parameters()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in Model(config, dtype).named_parameters()}
     wanted = {key: _shape(shapes[target.parameter], target) for key, target in targets.items()}
     files = shard_files(folder)
     _check_headers(folder, config, files, wanted, buffers)
     inv_freq = _inv_freq(config, files, buffers)
-    model = build(
-        config, dtype=dtype, device=device, rotary=rotary, weight_format=weight_format, inv_freq=inv_freq
-    )
+    model = build(config, dtype=dtype, device=device, rotary=rotary, weight_format=weight_format, inv_freq=inv_freq)
     for file in files:
         with _opened(file, device) as shard:
             for key in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -144,53 +136,12 @@ def load(
     return model
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, as its index lists them. Raises CheckpointError for a missing one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as failure:
-            raise CheckpointError(f"{index}: no index of safetensors shards: {failure!r}") from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing: {_some(missing)}")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors file; other formats (*.bin, *.pt) are not read")
-    return files
-
-
-def revision(weights: Path) -> str:
-    """Revision of a checkpoint without loading it: the commit of a hub snapshot folder, otherwise a content hash.
-
-    The hash covers config.json and, of each shard, its length, header and 64 KiB at 16 places: milliseconds for 35 GB,
-    and no fine-tune leaves all of those bytes alone.
-    """
-    snapshot = weights.resolve()
-    if snapshot.parent.name == "snapshots" and len(snapshot.name) == 40:
-        return snapshot.name[:12]
-    digest = hashlib.sha256((weights / "config.json").read_bytes() if (weights / "config.json").is_file() else b"")
-    for file in shard_files(weights):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(length, 16 << 20)))
-            for i in range(16):
-                stream.seek(size * i // 16)
-                digest.update(stream.read(64 << 10))
-    return digest.hexdigest()[:12]
-
-
 def _opened(file: Path, device: torch.device | str = "cpu") -> Any:
     try:
         return safe_open(file, framework="pt", device=str(device))
     except (SafetensorError, OSError) as failure:
-        size = file.stat().st_size
-        raise CheckpointError(f"{file}: no complete safetensors file ({failure}; {size} bytes); fetch it again") from None
+        what = f"no complete safetensors file ({failure}; {file.stat().st_size} bytes)"
+        raise CheckpointError(f"{file}: {what}; fetch it again") from None
 
 
 def _check_headers(
@@ -212,17 +163,16 @@ def _check_headers(
     missing = sorted(wanted.keys() - found.keys())
     unknown = sorted(found.keys() - wanted.keys() - buffers)
     if missing:
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
+        problems.append(f"{len(missing)} missing: {some(missing)}")
     if unknown:
-        problems.append(f"{len(unknown)} unknown: {_some([f'{key} ({found[key].name})' for key in unknown])}")
+        problems.append(f"{len(unknown)} unknown: {some([f'{key} ({found[key].name})' for key in unknown])}")
     if problems:
-        raise CheckpointError(f"{folder}: weights do not fit config.json: {_some(problems, '; ')}")
+        raise CheckpointError(f"{folder}: weights do not fit config.json: {some(problems, '; ')}")
 
 
 def _inv_freq(config: Config, files: list[Path], buffers: set[str]) -> Tensor | None:
     """The checkpoint's first rotary buffer, if it has any; its base must be the architecture's."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    exact = config.rope_base**-exponents
+    exact = inverse_frequencies(config.head_dim, config.rope_base).double()
     for file in files:
         with _opened(file) as shard:
             for key in sorted(buffers.intersection(shard.keys())):
@@ -250,8 +200,3 @@ def _put(model: Model, target: Target, tensor: Tensor) -> None:
         module.store(rows, tensor)
     else:
         getattr(module, name)[rows].copy_(tensor)
-
-
-def _some(names: list[str], separator: str = ", ") -> str:
-    more = len(names) - LISTED
-    return separator.join(names[:LISTED]) + (f"{separator}and {more} more" if more > 0 else "")

@@ -2,9 +2,8 @@
 
 DIR holds config.json, model.safetensors, inputs.safetensors, expected.safetensors, and where present
 masks_positions.json, prompts.json and image_case.*; or it holds such folders. tests/data/cogvlm/README.md describes the
-layout. Prints the largest absolute difference of every tensor beside its tolerance, then how often 16-bit and 8-bit
-weights choose the same token. Exit 1 when a tensor is beyond its tolerance, when one was not compared, or when bf16
-agrees on fewer than 95 % of the steps.
+layout. Prints the largest absolute difference of every tensor in float32 beside its tolerance, then how often lower
+precisions choose the same greedy token. Exit 1 when a tensor is beyond its tolerance or was not compared.
 """
 
 from __future__ import annotations
@@ -50,8 +49,14 @@ TOLERANCES: tuple[tuple[str, float], ...] = (
     (r"rope128\..*", 4e-3),
     (r"rope\..*", 7e-4),
 )
-# Share of teacher-forced steps at which bf16 must choose the token that float32 chooses.
-BF16_AGREEMENT = 0.95
+# Lower precisions whose agreement is reported: label, dtype of activations and matrices, format of the decoder's.
+PRECISIONS = (
+    ("bf16", torch.bfloat16, "none"),
+    ("bf16, int8 weights", torch.bfloat16, "int8"),
+    ("bf16, fp8 weights", torch.bfloat16, "fp8"),
+    ("float32, int8 weights", torch.float32, "int8"),
+    ("float32, fp8 weights", torch.float32, "fp8"),
+)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def _generated(model: Model, inputs: dict[str, Tensor], expected: dict[str, Tens
             Request(
                 input_ids=inputs[f"seq{i}.input_ids"].tolist(),
                 token_types=inputs[f"seq{i}.token_type_ids"].tolist(),
-                pixels=None if pixels is None else lambda pixels=pixels: pixels,
+                pixels=None if pixels is None else pixels.clone,
                 max_new_tokens=len(expected[f"seq{i}.generated"]) if f"seq{i}.generated" in expected else 1,
             )
         )
@@ -326,15 +331,9 @@ def main(arguments: list[str] | None = None) -> int:
             beyond = sum(not result.passed for result in results)
             write(f"  {len(results) - beyond} of {len(results)} within tolerance\n")
             failed += beyond
-            for label, dtype, weight_format in (
-                ("bf16", torch.bfloat16, "none"),
-                ("int8 weights, float32", torch.float32, "int8"),
-                ("fp8 weights, float32", torch.float32, "fp8"),
-            ):
+            for label, dtype, weight_format in PRECISIONS:
                 same, steps = agreement(folder, dtype=dtype, weight_format=weight_format, device=options.device)
-                short = label == "bf16" and same < BF16_AGREEMENT * steps
-                write(f"  {label}: same token at {same} of {steps} steps{'  FAIL' if short else ''}\n")
-                failed += short
+                write(f"  {label}: same token at {same} of {steps} steps ({same / steps:.1%})\n")
     except CheckpointError as failure:
         sys.stderr.write(f"{failure}\n")
         return 1

@@ -72,7 +72,7 @@ def caption_prompt(name: str) -> CaptionPrompt:
     path = Path(name) if name.endswith(".toml") else PROMPTS / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.toml")))
-        raise ValueError(f"caption prompt {name!r}: no such prompt; shipped are {shipped}, or give the path of a .toml file")
+        raise ValueError(f"caption prompt {name!r}: no such file; shipped are {shipped}, or give the path of a .toml")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as failure:

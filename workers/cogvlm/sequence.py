@@ -66,7 +66,7 @@ class Packing:
         """[T, heads, d] -> [B, heads, columns, d], zeros after the end of a row."""
         grid = x.new_zeros(self.rows * self.columns, *x.shape[1:])
         grid[self.place] = x
-        return grid.unflatten(0, (self.rows, self.columns)).transpose(1, 2)
+        return grid.view(self.rows, self.columns, *x.shape[1:]).transpose(1, 2)
 
     def collect(self, grid: Tensor) -> Tensor:
         """[B, heads, columns, d] -> [T, heads, d], the inverse of `spread`."""
@@ -76,7 +76,7 @@ class Packing:
         """[T, ...] -> [B, L, ...] in the batch's own order, zeros at its padding."""
         batch = x.new_zeros(self.rows * self.padded, *x.shape[1:])
         batch[self.source] = x
-        return batch.unflatten(0, (self.rows, self.padded))
+        return batch.view(self.rows, self.padded, *x.shape[1:])
 
 
 def pack(

@@ -1,0 +1,223 @@
+"""The worker: samples in, English captions by CogVLM or CogVLM2 out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import RowError
+from workers.cogvlm.config import CheckpointError, read_config, revision
+from workers.cogvlm.prompt import Tokenizer, caption_prompt, sequence
+from workers.sample import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.cogvlm.generate import Generator, Request
+
+__all__ = ["Caption", "CheckpointError", "CogVLM", "model_name", "revision"]
+
+# Captions kept for rows whose call failed because of a neighbour; the engine asks for them again in smaller batches.
+KEPT = 65_536
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption and what it cost. `seconds` run from its prefill to its last token, shared with its batch."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finish_reason: str  # `stop` (end of sequence) or `length` (max_new_tokens or the context)
+    seconds: float
+
+
+class CogVLM:
+    """Captions pictures with a published checkpoint.
+
+    `weights` is the checkpoint's folder; `tokenizer` the folder of its tokenizer where that is another one (CogVLM:
+    lmsys/vicuna-7b-v1.5). `prompt` names a shipped prompt or a .toml file. `rows` is the batch, 0 measures what fits.
+    `dtype` is `auto` (bfloat16 on a GPU, float32 on a CPU) or torch's name; `weight_format` `none`, `int8` or `fp8`;
+    `rotary` `float32`, or `bfloat16` to repeat the reference's rounding. Temperature 0 takes the likeliest token.
+
+    A call should bring several times `rows` samples: a finished row takes the next one, and only the last wait.
+    Raises CheckpointError, before any picture is looked at, when the checkpoint or the tokenizer is not right.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Path,
+        tokenizer: Path | None = None,
+        prompt: str = "detailed.v1",
+        max_new_tokens: int = 256,
+        rows: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        dtype: str = "auto",
+        weight_format: str = "none",
+        rotary: str = "float32",
+        device: str = "auto",
+        threads: int = 4,
+    ) -> None:
+        import torch
+
+        from workers.cogvlm.generate import Sampling
+        from workers.cogvlm.load import load
+
+        weights = Path(weights)
+        self.config = read_config(weights)
+        self.prompt = caption_prompt(prompt)
+        self.tokenizer = Tokenizer(Path(tokenizer) if tokenizer else weights, self.config)
+        self.max_new_tokens = max_new_tokens
+        self.rows = rows
+        self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        self.threads = threads
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        self.model = load(
+            weights, dtype=getattr(torch, dtype), device=device, rotary=rotary, weight_format=weight_format
+        )
+        self.name = model_name(weights)
+        self.revision = revision(weights) + ("" if weight_format == "none" else f"+{weight_format}")
+        self.captions: list[Caption] = []  # of the last call, in the order of its samples
+        self._kept: dict[bytes, Caption] = {}
+        self._generator: Generator | None = None
+
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """One dict of the `caption` columns per sample.
+
+        Raises RowError for the first sample that has no picture, a prompt longer than the context, or no room in
+        memory even alone. The other captions of such a call are kept, and a later call for them costs nothing.
+        """
+        texts = [self.prompt.text(sample.values.get("caption_raw")) for sample in samples]
+        keys = [_key(sample, text) for sample, text in zip(samples, texts, strict=True)]
+        failures: dict[bytes, RowError] = {}
+        todo: dict[bytes, tuple[Sample, str]] = {}
+        for key, sample, text in zip(keys, samples, texts, strict=True):
+            if key not in self._kept:
+                todo[key] = (sample, text)
+        self._caption(todo, failures)
+        for key in keys:
+            if key in failures:
+                raise failures[key]
+        self.captions = [self._kept[key] for key in keys]
+        for key in keys:
+            self._kept.pop(key, None)
+        return [
+            {
+                "caption_en": caption.text,
+                "caption_engine": "cogvlm",
+                "caption_model": self.name,
+                "caption_revision": self.revision,
+            }
+            for caption in self.captions
+        ]
+
+    def _caption(self, todo: dict[bytes, tuple[Sample, str]], failures: dict[bytes, RowError]) -> None:
+        """Caption what can be captioned into `_kept`, and write into `failures` why the rest cannot."""
+        from workers.cogvlm.generate import is_out_of_memory
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            requests: dict[bytes, Request] = {}
+            for key, (sample, text) in todo.items():
+                try:
+                    requests[key] = self._request(key, sample, text, pool, failures)
+                except RowError as failure:
+                    failures[key] = failure
+            if not requests:
+                return
+            generator = self._fitted(requests)
+            try:
+                answers = generator(list(requests.values()))
+            except RuntimeError as failure:
+                if not is_out_of_memory(failure):
+                    raise
+                raise RowError("out_of_memory", f"not even one caption fits in memory: {failure}") from None
+        for key, answer in zip(requests, answers, strict=True):
+            if key not in failures:
+                text = self.tokenizer.decode(answer.tokens).strip()
+                self._kept[key] = Caption(
+                    text, answer.prompt_tokens, len(answer.tokens), answer.finish, round(answer.seconds, 3)
+                )
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+
+    def _request(
+        self, key: bytes, sample: Sample, text: str, pool: ThreadPoolExecutor, failures: dict[bytes, RowError]
+    ) -> Request:
+        from workers.cogvlm.generate import Request
+
+        ids, types = sequence(self.config, self.tokenizer.encode(text))
+        context = self.config.max_position_embeddings
+        if len(ids) >= context:
+            raise RowError("operator_failed", f"the prompt is {len(ids)} tokens long, the context {context}")
+        square = pool.submit(_square, sample, self.config.vision.image_size)
+
+        def pixels() -> Tensor:
+            return _or_blank(square, key, failures, self.config.vision.image_size)
+
+        room = min(self.max_new_tokens, context - len(ids))
+        return Request(ids, types, pixels, room, int.from_bytes(key[:8], "little", signed=True))
+
+    def _fitted(self, requests: dict[bytes, Request]) -> Generator:
+        """The generator, made anew when a request needs more columns than its cache has."""
+        from workers.cogvlm.generate import Generator, fit
+
+        prompt = max(len(request.input_ids) for request in requests.values())
+        columns = max(len(request.input_ids) + request.max_new_tokens for request in requests.values())
+        if self._generator is None or columns > self._generator.columns:
+            if self._generator is not None:
+                self._generator.release()
+            columns = -(-columns // 64) * 64
+            rows, chunk = fit(self.model, prompt_tokens=prompt, columns=columns)
+            self._generator = Generator(
+                self.model,
+                rows=self.rows or rows,
+                columns=columns,
+                chunk=chunk,
+                eos=self.config.eos_token_id,
+                sampling=self.sampling,
+            )
+        return self._generator
+
+
+def model_name(weights: Path) -> str:
+    """`owner/name` for a folder of the hub's cache, the folder's own name otherwise."""
+    folder = weights.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _key(sample: Sample, text: str) -> bytes:
+    """Identity of a caption: what is asked about which bytes. Also what sampling is keyed by."""
+    return hashlib.sha256(text.encode() + b"\0" + sample.bytes).digest()
+
+
+def _square(sample: Sample, side_px: int) -> Tensor:
+    import torch
+
+    from workers.cogvlm.vision import resize
+
+    return torch.tensor(resize(sample.picture.rgb, side_px))
+
+
+def _or_blank(square: Future[Tensor], key: bytes, failures: dict[bytes, RowError], side_px: int) -> Tensor:
+    """The decoded square; for a broken picture a black one, so that its neighbours are captioned all the same."""
+    import torch
+
+    try:
+        return square.result()
+    except RowError as failure:
+        failures[key] = failure
+        return torch.zeros(side_px, side_px, 3, dtype=torch.uint8)
