@@ -159,7 +159,7 @@ def test_a_large_webp_is_refused_before_its_canvas_is_made() -> None:
     data = bytearray(saved(Image.fromarray(scene()), "WEBP", save_all=True, append_images=[grain(96, 64)]))
     assert data[12:16] == b"VP8X"
     data[24:30] = (16_000).to_bytes(3, "little") * 2
-    error = failure(bytes(data))
+    error = failure(bytes(data[:30]))  # there is nothing to decode, so the header alone must have spoken
     assert error.code == "too_large"
     assert error.columns["width"] == 16_001
 

@@ -346,6 +346,8 @@ def test_the_baseline_ranks_faults_below_sound_pictures(photographs: dict[str, I
 def test_the_baseline_stays_between_1_and_10() -> None:
     best = dict(zip(aesthetic.NEEDS, (4000, 3000, 5000, 118, 70, 0, 0, 60, 0.4, 7.9, 0), strict=True))
     assert aesthetic.score(best) == pytest.approx(10)
+    assert aesthetic.score(best | {"underexposed": 0.5, "overexposed": 0.3}) == pytest.approx(5.5)
+    assert aesthetic.score(best | {"border": 0.25}) == pytest.approx(5.5)
     worst = dict(zip(aesthetic.NEEDS, (1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0.9), strict=True))
     assert 1 <= aesthetic.score(worst) < 2
     assert sum(aesthetic.WEIGHTS.values()) == pytest.approx(1)

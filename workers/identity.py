@@ -50,9 +50,9 @@ def pdq_at(picture: Picture, long_side_px: int) -> tuple[str, int]:
     done here, by OpenCV on 8 bits; `pdqhash` gets the 64 x 64 luma, on which its own blur is the identity.
 
     Differing bits against `pdqhash.compute` at the picture's own size, on 38 pictures (323 to 1440 px) of quality
-    >= 50: hashed here at that size median 0, maximum 4; at 512 px median 8, 95th percentile 29, maximum 34, because
+    >= 50: hashed here at that size median 0, maximum 4; at 512 px median 9, 95th percentile 30, maximum 32, because
     PDQ samples points and a smaller picture moves them. One size for all is still the better identity: of 114 copies
-    at 71, 50 and 33 % of the size and JPEG quality 80, 75 and 60, all stay within PDQ's 31 bits at 512 px (22 at
+    at 71, 50 and 33 % of the size and JPEG quality 80, 75 and 60, all stay within PDQ's 31 bits at 512 px (26 at
     most), but 92 % when each is hashed at its own size (102 at most). 1 ms, where that takes 29 ms per megapixel.
     """
     import pdqhash
