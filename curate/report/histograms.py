@@ -112,8 +112,11 @@ def _histogram(
     value = f"TRY_CAST(TRY(({expression})) AS DOUBLE)"
     source = f"(SELECT {value} AS v, keep FROM samples)"
     quantile = "quantile_cont" if rows <= EXACT_ROWS else "approx_quantile"
+    tail = TAIL
+    if rows < 1 / TAIL + 1:  # in a small store one row is a tail
+        tail = max(TAIL, min(0.05, 1 / max(store.rows(f"SELECT count(v) FROM {source}")[0][0] - 1, 1)))
     ((n, low, high, q_low, median, q_high, fractions),) = store.rows(
-        f"SELECT count(*), min(v), max(v), {quantile}(v, {TAIL}), {quantile}(v, 0.5), {quantile}(v, {1 - TAIL}), "
+        f"SELECT count(*), min(v), max(v), {quantile}(v, {tail}), {quantile}(v, 0.5), {quantile}(v, {1 - tail}), "
         f"count(*) FILTER (v <> floor(v)) FROM {source} WHERE isfinite(v)"
     )
     if not n:
@@ -147,7 +150,9 @@ def _histogram(
     if axis.compressed:
         notes.append("logarithmic axis")
     if n > shown:
-        notes.append(f"{n - shown:,} outliers not drawn (from {number(low)} to {number(high)})")
+        notes.append(
+            f"{n - shown:,} {'outlier' if n - shown == 1 else 'outliers'} not drawn (from {number(low)} to {number(high)})"
+        )
     return Histogram(
         title, about, bars, [axis.line(cut) for cut in cuts], axis.ticks(), highest, n, rows - n, number(median), notes,
         list(dict.fromkeys(cut.predicate for cut in cuts)),
