@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from curate import pipeline
 from curate.progress import Display
 from curate.recipe import Recipe, from_tables
 
@@ -111,3 +112,10 @@ def ray_cluster() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def finished_store(recipe: Recipe, quiet: Callable[[], Display]) -> Path:
+    """The store of a finished inline run over `shards`."""
+    assert pipeline.run(recipe, display=quiet()) == 0
+    return Path(recipe.store.uri)
