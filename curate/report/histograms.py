@@ -20,6 +20,7 @@ WIDTH, HEIGHT, TOP = (
 )  # of the plotting area in SVG units; TOP is room for the count of the highest bar
 EXACT_ROWS = 2_000_000  # beyond this quantiles are t-digests: exact ones hold all values in memory
 TAIL = 0.005  # share at either end that may be cut off
+FEW_ROWS = 20  # from here on to 1 / TAIL rows one row at either end may be cut off
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,9 @@ def _histogram(
     source = f"(SELECT {value} AS v, keep FROM samples)"
     quantile = "quantile_cont" if rows <= EXACT_ROWS else "approx_quantile"
     tail = TAIL
-    if rows < 1 / TAIL + 1:  # in a small store one row is a tail
-        tail = max(TAIL, min(0.05, 1 / max(store.rows(f"SELECT count(v) FROM {source}")[0][0] - 1, 1)))
+    if rows < 1 / TAIL:
+        ((n,),) = store.rows(f"SELECT count(v) FROM {source}")
+        tail = max(TAIL, 1 / (n - 1)) if n >= FEW_ROWS else TAIL
     ((n, low, high, q_low, median, q_high, fractions),) = store.rows(
         f"SELECT count(*), min(v), max(v), {quantile}(v, {tail}), {quantile}(v, 0.5), {quantile}(v, {1 - tail}), "
         f"count(*) FILTER (v <> floor(v)) FROM {source} WHERE isfinite(v)"
@@ -150,9 +152,8 @@ def _histogram(
     if axis.compressed:
         notes.append("logarithmic axis")
     if n > shown:
-        notes.append(
-            f"{n - shown:,} {'outlier' if n - shown == 1 else 'outliers'} not drawn (from {number(low)} to {number(high)})"
-        )
+        word = "outlier" if n - shown == 1 else "outliers"
+        notes.append(f"{n - shown:,} {word} not drawn (from {number(low)} to {number(high)})")
     return Histogram(
         title, about, bars, [axis.line(cut) for cut in cuts], axis.ticks(), highest, n, rows - n, number(median), notes,
         list(dict.fromkeys(cut.predicate for cut in cuts)),
