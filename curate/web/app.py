@@ -43,6 +43,8 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+# Errors that leave a picture to show: they befell an operator and not the file.
+UNDECODABLE = frozenset(ROW_ERRORS) - {"timeout", "out_of_memory", "worker_crash", "operator_failed"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORT_CACHE = "private, max-age=600"
 
@@ -91,9 +93,10 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
             columns = gallery.numeric_columns(reader, store)
         thumbnails.prefetch([row["row_id"] for row in rows if row["width"]])
         shown = counts.get(view.show, 0)
+        reasons = [(key, count) for key, count in counts.items() if ":" in key]
         return page(
-            "gallery.html", status=400 if problem else 200, view=view, counts=counts, rows=rows, columns=columns,
-            problem=problem, shown=shown, pages=max(-(-shown // gallery.PAGE_ROWS), 1),
+            "gallery.html", status=400 if problem else 200, view=view, counts=counts, reasons=reasons, rows=rows,
+            columns=columns, problem=problem, shown=shown, pages=max(-(-shown // gallery.PAGE_ROWS), 1),
         )  # fmt: skip
 
     @app.get("/what-if", response_class=HTMLResponse)
@@ -127,6 +130,10 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
                 [row_id],
             )
         return page("row.html", found=found, neighbours=before[0])
+
+    @app.get("/favicon.ico")
+    def no_icon() -> Response:
+        return Response(status_code=204)
 
     @app.get("/report")
     def report() -> Response:
@@ -212,6 +219,7 @@ class _Pages:
         self.templates.globals |= {
             "about": gallery.ABOUT,
             "error_words": ROW_ERRORS,
+            "undecodable": UNDECODABLE,
             "store_uri": reader.store.uri,
             "has_report": lambda: reader.store.files.exists("report.html"),
         }

@@ -22,6 +22,13 @@ MAX_CONDITION = 2000  # characters
 KEPT_ANSWERS = 64
 
 
+def first_line(why: duckdb.Error) -> str:
+    """What DuckDB says in one line, with the columns that it would have understood."""
+    lines = str(why).splitlines()
+    candidates = next((line for line in lines if line.startswith("Candidate bindings:")), "")
+    return f"{lines[0]} {candidates}".strip()
+
+
 class TooSlow(CurateError):
     """A query of a page took longer than QUERY_S."""
 
@@ -47,7 +54,7 @@ class Snapshot(Store):
             except duckdb.InterruptException:
                 raise TooSlow(f"the query took longer than {QUERY_S:g} s; a narrower condition helps") from None
             except duckdb.Error as why:
-                raise UsageError(str(why).splitlines()[0]) from None
+                raise UsageError(first_line(why)) from None
 
     def condition(self, text: str) -> str:
         """`text` checked to be one SQL expression over the columns of a row; raises UsageError that says what is wrong.
