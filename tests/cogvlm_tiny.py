@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+# Matrices of width 48 gain nothing from threads, and threads of a busy machine wait for each other.
+torch.set_num_threads(1)
+
 
 def config_of(second: bool = False, **changes: Any) -> dict[str, Any]:
     """A config.json as published, at a size and shape that the golden set does not have."""
