@@ -1,7 +1,7 @@
-"""Speed and memory of CogVLM's prefill and decoding, beside what the machine itself can do: `python benchmarks/cogvlm.py`.
+"""Speed and memory of CogVLM beside what the machine itself can do: `python benchmarks/cogvlm.py`.
 
 On a GPU: random weights of the published size, built on the card; 490 px pictures, 180 tokens a caption, batch 64.
-`--tiny` is a 4-layer, 512-wide model that a CPU runs in a minute. Everything that is compared is measured in the same run:
+`--tiny` is a 4-layer, 512-wide model that a CPU runs in a minute. What is compared is measured in the same run:
 
     copy, matmul       what the memory and the matrix units give here: the limits
     prefill            tower, adapter and decoder over the prompt; share of the matmul rate
@@ -208,9 +208,8 @@ def main() -> None:
     length = 1 + config.image_tokens + PROMPT_TOKENS
     where = torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, weights {options.weights}")
-    print(
-        f"{'CogVLM2' if options.second else 'CogVLM'}{' tiny' if options.tiny else ''}: {length} + {tokens} tokens, batch {rows}"
-    )
+    name = ("CogVLM2" if options.second else "CogVLM") + (" tiny" if options.tiny else "")
+    print(f"{name}: {length} + {tokens} tokens, batch {rows}")
     print(f"limits     copy {bandwidth / 1e9:.0f} GB/s, matmul {rate / 1e12:.2f} Tflop/s")
 
     if device != "cpu":
@@ -243,9 +242,8 @@ def main() -> None:
     request = requests_of(config, 1, tokens)[0]
     uncached(model, request, 2)
     loop = seconds(lambda: uncached(model, request, tokens), device)
-    print(
-        f"captions   {1 / whole:.2f}/s; one at a time without a cache {1 / loop:.3f}/s: {loop / whole:.1f} times as many"
-    )
+    times = f"{loop / whole:.1f} times as many"
+    print(f"captions   {1 / whole:.2f}/s; one at a time without a cache {1 / loop:.3f}/s: {times}")
     same = sum(a == b for a, b in zip(generator([request])[0].tokens, uncached(model, request, tokens), strict=True))
     print(f"agreement  {same} of {tokens} tokens are those of the uncached loop")
 

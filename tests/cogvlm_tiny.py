@@ -122,7 +122,8 @@ def write_checkpoint(
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
     else:
-        names, where = sorted(tensors), {}
+        names = sorted(tensors)
+        where: dict[str, str] = {}
         for i in range(shards):
             file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
             save_file({name: tensors[name] for name in names[i::shards]}, folder / file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_a_folder_without_weights_or_config_says_so(tmp_path: Path) -> None:
         ({"template_version": "llama"}, "template_version is 'llama'"),
     ],
 )
-def test_an_impossible_config_names_the_field(tmp_path: Path, change: dict[str, object], expected: str) -> None:
+def test_an_impossible_config_names_the_field(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     folder = write_checkpoint(tmp_path)
     (folder / "config.json").write_text(json.dumps(config_of(**change)))
     assert expected in refused(folder)
