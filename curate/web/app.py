@@ -196,7 +196,9 @@ def _add_errors(app: FastAPI, page: _Pages) -> None:
 
     @app.exception_handler(Exception)
     def bug(request: Request, why: Exception) -> Response:
-        return answer(request, 500, "Something broke here; the log of the server says what.")
+        broken = answer(request, 500, "Something broke here; the log of the server says what.")
+        _harden(broken.headers)  # this answer is made outside of _Guard
+        return broken
 
 
 class _Pages:
@@ -243,13 +245,7 @@ class _Guard:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", PAGE_POLICY)
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "same-origin"
-                headers["Cross-Origin-Resource-Policy"] = "same-origin"
-                headers["Cross-Origin-Opener-Policy"] = "same-origin"
-                headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
+                _harden(MutableHeaders(scope=message))
             await send(message)
 
         host = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), "")
@@ -259,6 +255,15 @@ class _Guard:
             await refuse(scope, receive, guarded)
             return
         await self.app(scope, receive, guarded)
+
+
+def _harden(headers: MutableHeaders) -> None:
+    headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "same-origin"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
 
 
 def serve(store: Store, host: str, port: int) -> None:
