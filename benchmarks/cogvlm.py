@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="tokens a caption (default: 180, tiny: 64)")
     parser.add_argument("--chunk", type=int, default=4, help="pictures prefilled together")
     parser.add_argument("--weights", default="none", choices=("none", "int8", "fp8"), help="8-bit decoder weights")
+    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "triton"), help="kernel of a decoding step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device: str = options.device
@@ -207,7 +208,7 @@ def main() -> None:
     bandwidth, rate = copy_rate(device), matmul_rate(device, dtype)
     length = 1 + config.image_tokens + PROMPT_TOKENS
     where = torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, weights {options.weights}")
+    print(f"{where}, torch {torch.__version__}, {dtype}, weights {options.weights}, {options.attention}")
     name = ("CogVLM2" if options.second else "CogVLM") + (" tiny" if options.tiny else "")
     print(f"{name}: {length} + {tokens} tokens, batch {rows}")
     print(f"limits     copy {bandwidth / 1e9:.0f} GB/s, matmul {rate / 1e12:.2f} Tflop/s")
@@ -222,7 +223,9 @@ def main() -> None:
         f" {flops / per_picture / rate:.0%} of the matmul rate"
     )
 
-    generator = Generator(model, rows=rows, columns=length + tokens, chunk=options.chunk, eos=None)
+    generator = Generator(
+        model, rows=rows, columns=length + tokens, chunk=options.chunk, eos=None, attention=options.attention
+    )
     few = tokens // 4
     generator(requests_of(config, rows, tokens))  # captures the graphs
     short = seconds(lambda: generator(requests_of(config, rows, few)), device)

@@ -1,8 +1,8 @@
 """Attention of one new token per row to the row's cached keys and values.
 
-A decoding step reads the whole cache once (48 GB at batch 64 of CogVLM), so what counts is the rate at which it is
-read. `scaled_dot_product_attention` with a mask reads every row to the longest one's end; the Triton kernel reads each
-row to its own end and keeps all arithmetic in registers.
+A decoding step reads the whole cache once (49 GB at batch 64 of CogVLM), so what counts is the rate at which it is
+read. `sdpa` is torch's own attention with a mask, and reads every row up to the longest one's end. `triton` reads each
+row to its own end and does its arithmetic in registers; it needs a GPU and the triton that torch brings with it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# (layer, q [T, heads, d], k [T, kv heads, d], v [T, kv heads, d]) -> [T, heads, d]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-def attend_cached(
-    keys: Tensor, values: Tensor, lengths: Tensor, columns: int
-) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-    """Attention over caches [layers, rows, kv heads, columns, d], first R rows; the new token is stored first."""
+
+def attend_cached(keys: Tensor, values: Tensor, lengths: Tensor, columns: int, kernel: str = "sdpa") -> Attend:
+    """Attention over caches [layers, rows, kv heads, columns, d], first R rows; the new token is stored first.
+
+    `lengths` [R] are the tokens cached so far; only the first `columns` of the cache are looked at.
+    """
     count = len(lengths)
     rows = torch.arange(count, device=lengths.device)
-    hidden = torch.arange(columns, device=lengths.device) > lengths[:, None]
-    bias = torch.zeros(hidden.shape, dtype=keys.dtype, device=keys.device)
-    bias = bias.masked_fill_(hidden, float("-inf"))[:, None, None]
+    bias = _bias(lengths, columns, keys.dtype) if kernel == "sdpa" else None
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys[layer][rows, :, lengths] = k
         values[layer][rows, :, lengths] = v
+        seen_k, seen_v = keys[layer, :count, :, :columns], values[layer, :count, :, :columns]
+        if bias is None:
+            from workers.cogvlm.attention_kernel import attend_rows
+
+            return attend_rows(q, seen_k, seen_v, lengths + 1)
         # Query heads of one group are the query rows of their shared key head: no copy of keys for grouped queries.
         grouped = q.view(count, k.shape[1], -1, q.shape[-1])
-        seen_k, seen_v = keys[layer, :count, :, :columns], values[layer, :count, :, :columns]
         return F.scaled_dot_product_attention(grouped, seen_k, seen_v, attn_mask=bias).flatten(1, 2)
 
     return attend
+
+
+def _bias(lengths: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """0 for a column that holds a token or receives the new one, minus infinity after it: [R, 1, 1, columns]."""
+    beyond = torch.arange(columns, device=lengths.device) > lengths[:, None]
+    bias = torch.zeros(beyond.shape, dtype=dtype, device=lengths.device)
+    return bias.masked_fill_(beyond, float("-inf"))[:, None, None]

@@ -18,13 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.cogvlm.attention import attend_cached
+from workers.cogvlm.attention import Attend, attend_cached
 from workers.cogvlm.config import Config
 from workers.cogvlm.sequence import Packing
 from workers.cogvlm.vision import Vision
 
-# (layer, q [T, heads, d], k [T, kv heads, d], v [T, kv heads, d]) -> [T, heads, d]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Map = Callable[[Tensor], Tensor]
 
 
@@ -191,13 +189,15 @@ class Model(nn.Module):
         logits: Tensor = self.lm_head(hidden[packing.last])
         return logits
 
-    def step(self, tokens: Tensor, positions: Tensor, lengths: Tensor, cache: Cache, columns: int) -> Tensor:
+    def step(
+        self, tokens: Tensor, positions: Tensor, lengths: Tensor, cache: Cache, columns: int, attention: str = "sdpa"
+    ) -> Tensor:
         """Logits [R, V] after one more token in each of the cache's first R rows; only the language expert is read.
 
         `lengths` [R] are the tokens already in the cache, `positions` [R] the rotary positions of the new ones.
-        Attention looks at the first `columns` of the cache, which must exceed every length.
+        Attention (`sdpa` or `triton`) looks at the first `columns` of the cache, which must exceed every length.
         """
-        attend = attend_cached(cache.k, cache.v, lengths, columns)
+        attend = attend_cached(cache.k, cache.v, lengths, columns, attention)
         hidden = self.decode(self.embed_tokens(tokens).float(), 0, positions, attend)
         logits: Tensor = self.lm_head(hidden)
         return logits

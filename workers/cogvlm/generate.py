@@ -96,7 +96,8 @@ class Generator:
     """Runs requests through a model, `rows` at a time.
 
     `columns` is the longest prompt plus its new tokens; `chunk` the sequences prefilled together. `eos` None generates
-    to the limit. `keep_logits` records the logits of every token (parity checks).
+    to the limit. `attention` is the kernel of a step, `sdpa` or `triton` (attention.py). `keep_logits` records the
+    logits of every token (parity checks).
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Generator:
         chunk: int = 8,
         eos: int | None,
         sampling: Sampling | None = None,
+        attention: str = "sdpa",
         graphs: bool | None = None,
         keep_logits: bool = False,
     ) -> None:
@@ -117,6 +119,7 @@ class Generator:
         self.chunk = max(1, min(chunk, rows))
         self.eos = eos
         self.sampling = sampling or Sampling()
+        self.attention = attention
         self.graphs = model.device.type == "cuda" if graphs is None else graphs
         self.keep_logits = keep_logits
         self._cache: Cache | None = None
@@ -237,18 +240,18 @@ class Generator:
         cache, model = self._cache, self.model
         inputs = (self._token[:live], self._position[:live], self._length[:live])
         if not self.graphs:
-            return model.step(*inputs, cache, columns)
+            return model.step(*inputs, cache, columns, self.attention)
         if (live, columns) not in self._graphs:
             # A step writes the same keys and values however often it runs, so warming up and capturing change nothing.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own gap
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    model.step(*inputs, cache, columns)
+                    model.step(*inputs, cache, columns, self.attention)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                logits = model.step(*inputs, cache, columns)
+                logits = model.step(*inputs, cache, columns, self.attention)
             self._graphs[live, columns] = (graph, logits)
         graph, logits = self._graphs[live, columns]
         graph.replay()
