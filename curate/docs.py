@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import get_type_hints
 
@@ -52,7 +53,7 @@ def recipe_page() -> str:
         "key; an unknown key is an error that names the nearest known one. The resolved recipe is saved beside the",
         "output, in `STORE/runs/<run>/recipe.toml`. Relative paths start at the current directory.",
         "",
-        "`[policy]` holds lines `name = \"SQL predicate\"` over the columns of docs/columns.md and the input's own. They",
+        '`[policy]` holds lines `name = "SQL predicate"` over the columns of docs/columns.md and the input\'s own. They',
         "judge in the order of the path; the first that is not TRUE is the row's `drop_reason` (`<name>_null` when it",
         "was NULL). Predicates see one row: no subqueries, aggregates or `random()`.",
     ]
@@ -97,8 +98,12 @@ def errors_page() -> str:
 
 
 def _table(columns: tuple[Column, ...]) -> list[str]:
-    rows = [f"| `{c.name}` | {str(c.type).replace('list<element: ', 'list<')} | {_cell(c.about)} |" for c in columns]
+    rows = [f"| `{c.name}` | {_type(c)} | {_cell(c.about)} |" for c in columns]
     return ["| column | type | meaning |", "|---|---|---|", *rows]
+
+
+def _type(column: Column) -> str:
+    return re.sub(r"list<\w+: ", "list<", str(column.type))
 
 
 def _cell(text: str) -> str:

@@ -66,13 +66,16 @@ def _aesthetic(recipe: Recipe) -> Worker:
 def _faces(recipe: Recipe) -> Worker:
     from workers import faces
 
-    return faces.YuNet(recipe.faces.weights) if recipe.faces.engine == "yunet" else faces.Haar()
+    keys = recipe.faces
+    if keys.engine == "yunet":
+        return faces.YuNet(keys.weights, min_side=keys.min_side)
+    return faces.Haar(min_side=keys.min_side)
 
 
 def _ocr(recipe: Recipe) -> Worker:
     from workers.ocr import RapidOcr
 
-    return RapidOcr()
+    return RapidOcr(pixels=recipe.ocr.pixels, min_confidence=recipe.ocr.min_confidence)
 
 
 def _caption(recipe: Recipe) -> Worker:
@@ -135,6 +138,7 @@ def _faces_facts(recipe: Recipe) -> dict[str, Any]:
         "engine": engine,
         "model": engine,
         "revision": faces.revision(engine, recipe.faces.weights),
+        "min_side": recipe.faces.min_side,
     }
 
 
@@ -147,6 +151,8 @@ def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
         "engine": recipe.ocr.engine,
         "model": "PP-OCRv6-small",
         "revision": ocr.revision(),
+        "pixels": recipe.ocr.pixels,
+        "min_confidence": recipe.ocr.min_confidence,
     }
 
 
@@ -206,7 +212,11 @@ def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
         raise UsageError(f"input.uri = {recipe.input.uri!r}: {why.message}") from None
     files = open_files(recipe.store.uri)
     schema = _input_schema(shards, files, version_of(path[0], recipe))
-    return Prepared(make_plan(recipe, path, schema, files), shards)
+    try:
+        plan = make_plan(recipe, path, schema, files)
+    except (FileNotFoundError, ValueError) as why:  # weights that a fingerprint is taken of
+        raise UsageError(str(why)) from None
+    return Prepared(plan, shards)
 
 
 def run(

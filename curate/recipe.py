@@ -81,11 +81,14 @@ class Aesthetic:
 class Faces:
     engine: str = knob("haar", "haar: embedded; yunet: ONNX weights; none: not counted", ("haar", "yunet", "none"))
     weights: str = knob("", "file of the detector's weights (yunet)")
+    min_side: float = knob(0.05, "smallest face side as a share of the picture's short side", at_least=0.0)
 
 
 @dataclass(frozen=True)
 class Ocr:
     engine: str = knob("rapidocr", "rapidocr: PP-OCRv6 inside its wheel; none: text is not read", ("rapidocr", "none"))
+    pixels: int = knob(196_608, "size of the detector's input, px; more finds smaller print, slower", at_least=1024)
+    min_confidence: float = knob(0.6, "lines that are read with less are left out, 0..1", at_least=0.0)
 
 
 @dataclass(frozen=True)

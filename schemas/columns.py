@@ -78,7 +78,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("ocr_lines", INT, "recognised lines"),
         Column("ocr_characters", INT, "recognised characters without white space"),
         Column("ocr_confidence", REAL, "mean recognition confidence weighted by line length, 0..1; null without text"),
-        Column("ocr_area", REAL, "share of the picture under the union of all detected text boxes, 0..1"),
+        Column("ocr_area", REAL, "share of the picture under the union of the detected text boxes, read or not, 0..1; docs/detectors.md"),
         Column("ocr_border", REAL, "share of the detected text area within 10 % of an edge (watermarks, captions), 0..1"),
         Column("ocr_language", TEXT, "script of the text: zh, en, mixed, other, or none"),
         Column("ocr_boxes", pa.list_(BOX), "[x1, y1, ... x4, y4] of each detected box; px of the displayed picture"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,10 +52,8 @@ def pictures() -> Callable[[int, int], list[bytes]]:
     return make
 
 
-@pytest.fixture
-def shards(tmp_path: Path, pictures: Callable[[int, int], list[bytes]]) -> Path:
-    """A folder of three Parquet shards with 20, 20 and 7 rows; row 3 of each is truncated, row 5 is empty."""
-    folder = tmp_path / "shards"
+def write_shards(folder: Path, pictures: Callable[[int, int], list[bytes]]) -> None:
+    """Three Parquet shards with 20, 20 and 7 rows; row 3 of each is truncated, row 5 is empty."""
     folder.mkdir()
     for number, rows in enumerate((20, 20, 7)):
         data: list[bytes | None] = list(pictures(rows, number))
@@ -68,16 +67,14 @@ def shards(tmp_path: Path, pictures: Callable[[int, int], list[bytes]]) -> Path:
             }
         )
         pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=8)
-    return folder
 
 
-@pytest.fixture
-def recipe(shards: Path, tmp_path: Path) -> Recipe:
-    """A recipe over `shards` with the inline engine, no OCR and a policy that half of the rows pass."""
+def recipe_for(folder: Path) -> Recipe:
+    """A recipe over `folder`/shards with the inline engine, no OCR and a policy that half of the rows pass."""
     return from_tables(
         {
-            "input": {"uri": str(shards)},
-            "store": {"uri": str(tmp_path / "store")},
+            "input": {"uri": str(folder / "shards")},
+            "store": {"uri": str(folder / "store")},
             "engine": {"kind": "inline", "range_rows": 6},
             "run": {"max_failed_share": 0.5},
             "sharpness": {"long_side_px": 64},  # no enlarging of the tiny pictures
@@ -86,6 +83,31 @@ def recipe(shards: Path, tmp_path: Path) -> Recipe:
             "policy": {"sharp": "sharpness_tile >= 60", "faceless": "faces = 0"},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def finished_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    pictures: Callable[[int, int], list[bytes]],
+    quiet: Callable[[], Display],
+) -> Path:
+    """A folder with shards and the store of a finished inline run over them, made once; tests get copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_shards(folder / "shards", pictures)
+    assert pipeline.run(recipe_for(folder), display=quiet()) == 0
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path: Path, finished_once: Path) -> Path:
+    """A folder of three small Parquet shards (see write_shards)."""
+    return Path(shutil.copytree(finished_once / "shards", tmp_path / "shards"))
+
+
+@pytest.fixture
+def recipe(shards: Path) -> Recipe:
+    """The recipe of recipe_for over `shards`; its store does not exist yet."""
+    return recipe_for(shards.parent)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +137,6 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def finished_store(recipe: Recipe, quiet: Callable[[], Display]) -> Path:
-    """The store of a finished inline run over `shards`."""
-    assert pipeline.run(recipe, display=quiet()) == 0
-    return Path(recipe.store.uri)
+def finished_store(recipe: Recipe, finished_once: Path) -> Path:
+    """The store of a finished run of `recipe`."""
+    return Path(shutil.copytree(finished_once / "store", recipe.store.uri))

@@ -122,7 +122,7 @@ def test_a_batch_keeps_its_order_and_answers_the_same_twice(haar: Haar) -> None:
 
 
 def test_missing_weights_are_named_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.onnx.*curate models pull yunet"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx.*faces\.weights"):
         YuNet(tmp_path / "absent.onnx")
     with pytest.raises(FileNotFoundError, match="yunet"):
         revision("yunet")

@@ -180,7 +180,7 @@ def _weights(weights: str | Path | None) -> Path:
     if not weights or not path.is_file():
         raise FileNotFoundError(
             f"faces: the engine yunet needs its ONNX file, and {str(weights or '')!r} is no file; "
-            "pull it with `curate models pull yunet`, or use the engine haar"
+            "name the file in faces.weights (face_detection_yunet_*.onnx of opencv_zoo), or use faces.engine = 'haar'"
         )
     return path
 

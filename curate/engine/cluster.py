@@ -9,6 +9,7 @@ operators have loaded: a model that does not load stops the run before a row is 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -142,7 +143,8 @@ class Cluster:
 
 def _start(ray: Any) -> None:
     """Join the cluster that the environment names, else start Ray on this machine: no dashboard, small object store."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     common: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     try:
         if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):

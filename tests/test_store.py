@@ -1,0 +1,397 @@
+"""Parts are the truth: published once, readable by all; the index is derived, exactly once, and replaceable."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from conftest import ROOT, part_hashes
+
+from curate import pipeline
+from curate.errors import StoreError, UsageError
+from curate.recipe import Recipe
+from curate.store import Store
+from curate.store.files import LocalFiles, ObjectFiles, open_files
+from curate.store.parts import Version, encode, fingerprint, list_parts, parse, parts_of, publish, read_parts
+from curate.store.verify import forget, verify
+
+V = Version("size", "0123456789abcdef")
+
+
+def cells(rows: list[int], tag: str = "a") -> pa.Table:
+    return pa.table({"shard": ["s"] * len(rows), "row": pa.array(rows, pa.int64()), "format": [tag] * len(rows)})
+
+
+def test_a_published_file_is_never_overwritten(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    assert files.create("a/b", b"first")
+    assert not files.create("a/b", b"second")
+    assert files.read("a/b") == b"first"
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["b"]
+
+
+def test_of_many_writers_of_one_name_one_wins(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    won: list[bytes] = []
+    start = threading.Barrier(16)
+
+    def write(mine: bytes) -> None:
+        start.wait()
+        if files.create("x", mine):
+            won.append(mine)
+
+    threads = [threading.Thread(target=write, args=(bytes([i]) * 1000,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert files.read("x") == won[0]
+
+
+def test_temporary_files_are_never_listed(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.create("parts/size@0123456789abcdef/s.parquet", b"x")
+    (tmp_path / "parts" / "size@0123456789abcdef" / ".left-over.tmp").write_bytes(b"y")
+    assert list(files.list("parts")) == ["parts/size@0123456789abcdef/s.parquet"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["parts/size@0123456789abcdef/a=b.c-d_e.parquet", "parts/size@0123456789abcdef/s+12.parquet"],
+)
+def test_a_part_path_reads_back(path: str) -> None:
+    part = parse(path)
+    assert part is not None
+    assert part.path == path
+
+
+@pytest.mark.parametrize("path", ["parts/size@x/s.parquet", "parts/size@0123/../s.parquet", "parts/operator.json"])
+def test_other_paths_are_no_parts(path: str) -> None:
+    assert parse(path) is None
+
+
+def test_rows_are_published_once_and_later_rows_under_the_next_number(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    assert publish(files, V, "s", cells([0, 1, 2]))
+    assert not publish(files, V, "s", cells([1, 2]))
+    assert publish(files, V, "s", cells([2, 3], "b"))
+    parts = parts_of(files, V, "s")
+    assert [part.sequence for part in parts] == [0, 1] == [part.sequence for part in list_parts(files, V)]
+    table = read_parts(files, parts)
+    assert table is not None
+    assert table.select(["row", "format"]).to_pylist() == [
+        {"row": 0, "format": "a"}, {"row": 1, "format": "a"}, {"row": 2, "format": "a"}, {"row": 3, "format": "b"},
+    ]  # fmt: skip
+
+
+def test_parts_have_the_same_bytes_every_time() -> None:
+    digests = {hashlib.sha256(encode(cells(list(range(5000))))).hexdigest() for _ in range(3)}
+    assert len(digests) == 1
+
+
+def test_a_fingerprint_depends_on_every_fact_and_not_on_their_order() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1, "b": 2}) != fingerprint({"a": 1, "b": 3})
+    assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A real S3 server on loopback with an empty bucket, and the environment that points at it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=endpoint,
+        AWS_ALLOW_HTTP="true",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_REGION="us-east-1",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="bucket")
+    client.close()
+    yield "s3://bucket"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
+def test_an_object_store_publishes_create_if_absent(s3: str) -> None:
+    files = open_files(f"{s3}/one")
+    assert isinstance(files, ObjectFiles)
+    assert files.create("parts/x", b"first")
+    assert not files.create("parts/x", b"second")
+    assert files.read("parts/x") == b"first"
+    assert list(files.list("parts")) == ["parts/x"]
+    files.delete("parts")
+    assert list(files.list("parts")) == []
+    with pytest.raises(FileNotFoundError):
+        files.read("parts/x")
+
+
+def test_a_run_into_an_object_store_gives_the_same_parts_and_the_same_answers(
+    s3: str, recipe: Recipe, finished_store: Path, tmp_path: Path, quiet: object
+) -> None:
+    import dataclasses
+
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    remote = dataclasses.replace(recipe, store=dataclasses.replace(recipe.store, uri=f"{s3}/run"))
+    assert pipeline.run(remote, display=quiet()) == 0  # type: ignore[operator]
+    there = open_files(f"{s3}/run")
+    hashes = {part.path: hashlib.sha256(there.read(part.path)).hexdigest() for part in list_parts(there)}
+    assert hashes == part_hashes(finished_store)
+    question = "SELECT row_id, keep, drop_reason, error, caption_en, license FROM samples ORDER BY shard, row"
+    assert Store(f"{s3}/run").rows(question) == Store(finished_store).rows(question)
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown scheme 'ftp'"):
+        open_files("ftp://host/store")
+
+
+def test_a_folder_without_a_store_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store here; make one with: curate run"):
+        Store(tmp_path).counts()
+
+
+def test_the_index_is_rebuilt_from_parts_with_the_same_answers(finished_store: Path) -> None:
+    store = Store(finished_store)
+    before = {
+        view: sorted(map(str, store.rows(f"FROM {view}"))) for view in ("samples", "captions", "scores", "errors")
+    }
+    store.close()
+    (finished_store / "captions.duckdb").unlink()
+    again = Store(finished_store)
+    after = {view: sorted(map(str, again.rows(f"FROM {view}"))) for view in before}
+    assert after == before
+
+
+def test_a_damaged_index_is_set_aside_and_made_anew(finished_store: Path) -> None:
+    (finished_store / "captions.duckdb").write_bytes(b"no database")
+    Store(finished_store).ingest()
+    assert Store(finished_store).counts()["rows"] == 47
+    assert (finished_store / "captions.duckdb.damaged").read_bytes() == b"no database"
+
+
+def test_ingesting_twice_adds_nothing(finished_store: Path) -> None:
+    store = Store(finished_store)
+    assert store.ingest() == 0
+    assert store.rows("SELECT count(*), count(DISTINCT path) FROM commits")[0] == (27, 27)
+    assert store.rows("SELECT count(*) FROM captions WHERE kind = 'raw'") == [(47,)]
+
+
+def test_an_ingest_that_is_killed_leaves_the_old_index_whole(finished_store: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.duckdb"
+    shutil.copyfile(finished_store / "captions.duckdb", old)
+    command = (
+        f"from curate.store import Store\nprint('go', flush=True)\nwhile True: Store({str(finished_store)!r}).rebuild()"
+    )
+    for delay in (0.0, 0.05, 0.1, 0.2):
+        process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        threading.Event().wait(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert Store(finished_store).counts()["rows"] == 47
+    assert Store(finished_store).ingest() == 0
+
+
+def test_readers_never_fail_while_the_index_is_replaced(finished_store: Path) -> None:
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            store = Store(finished_store)
+            if store.counts()["rows"] != 47:
+                failures.append("rows")
+            store.close()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(5):
+        Store(finished_store).rebuild()
+    stop.set()
+    reader.join()
+    assert not failures
+
+
+def test_a_reader_with_a_lock_does_not_stop_an_ingest(finished_store: Path) -> None:
+    with duckdb.connect(str(finished_store / "captions.duckdb")) as writer:
+        assert Store(finished_store).rebuild() == 27
+        assert writer.execute("SELECT count(*) FROM samples").fetchall() == [(47,)]
+
+
+def test_a_store_that_is_open_sees_what_an_ingest_brought(finished_store: Path, recipe: Recipe, quiet: object) -> None:
+    import dataclasses
+
+    store = Store(finished_store)
+    kept = store.counts()["kept"]
+    everything = dataclasses.replace(recipe, policy=())
+    pipeline.run(everything, display=quiet())  # type: ignore[operator]
+    assert store.counts()["kept"] > kept
+
+
+def test_input_columns_keep_their_names_types_and_values(finished_store: Path) -> None:
+    store = Store(finished_store)
+    assert store.rows("SELECT typeof(license), count(*) FROM samples GROUP BY ALL") == [("VARCHAR", 47)]
+    assert store.rows("SELECT license, count(*) FROM samples WHERE shard = 'train-00000' GROUP BY 1 ORDER BY 1") == [
+        ("cc-by", 7), ("cc0", 13),
+    ]  # fmt: skip
+
+
+def test_shards_with_other_columns_and_types_share_one_table(
+    recipe: Recipe, shards: Path, quiet: object, pictures: object
+) -> None:
+    import pyarrow.parquet as pq
+
+    data = pictures(2, 9)  # type: ignore[operator]
+    more = pa.table({"image": data, "caption": ["x", "y"], "license": [1, 2], "sharpness": [0.5, 0.25]})
+    pq.write_table(more, shards / "train-00009.parquet")
+    assert pipeline.run(recipe, display=quiet()) == 0  # type: ignore[operator]
+    store = Store(recipe.store.uri)
+    assert store.rows("SELECT license, input_sharpness FROM samples WHERE shard = 'train-00009' ORDER BY row") == [
+        ("1", 0.5), ("2", 0.25),
+    ]  # fmt: skip
+    assert store.counts()["rows"] == 49
+
+
+def test_drops_name_every_predicate_that_a_row_fails(finished_store: Path) -> None:
+    rows = Store(finished_store).rows("SELECT DISTINCT drop_reason, failing FROM drops")
+    assert rows == [("sharp", ["sharp", "faceless"])]
+
+
+def test_scores_hold_every_number_of_every_version(finished_store: Path) -> None:
+    store = Store(finished_store)
+    ((wide,),) = store.rows("SELECT sum(sharpness::DOUBLE) FROM samples")
+    ((long,),) = store.rows("SELECT sum(value) FROM scores WHERE name = 'sharpness' AND active")
+    assert wide == pytest.approx(long)
+
+
+def test_verify_finds_nothing_wrong_with_a_sound_store(finished_store: Path) -> None:
+    assert verify(Store(finished_store)) == []
+
+
+def test_verify_names_a_torn_part_and_a_missing_one(finished_store: Path) -> None:
+    parts = list_parts(LocalFiles(finished_store))
+    sharpness = next(p for p in parts if p.version.operator == "sharpness")
+    identity = next(p for p in parts if p.version.operator == "identity")
+    torn = finished_store / sharpness.path
+    torn.write_bytes(torn.read_bytes()[:-10])
+    (finished_store / identity.path).unlink()
+    problems = verify(Store(finished_store))
+    assert any(sharpness.path in line and "does not read" in line for line in problems)
+    assert any(identity.path in line and "the part is gone" in line for line in problems)
+
+
+def test_a_forgotten_shard_is_scored_anew(finished_store: Path, recipe: Recipe, quiet: object) -> None:
+    before = part_hashes(finished_store)
+    store = Store(finished_store)
+    assert forget(store, "train-00001") == 9
+    assert store.counts()["rows"] == 27
+    assert pipeline.run(recipe, display=quiet()) == 0  # type: ignore[operator]
+    assert part_hashes(finished_store) == before
+    with pytest.raises(UsageError, match="did you mean 'train-00001'"):
+        forget(store, "train-0001")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/*')",
+        "COPY (SELECT 1) TO '/tmp/out.csv'",
+        "ATTACH '/tmp/other.duckdb'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET memory_limit = '100GB'",
+        "PRAGMA enable_external_access = true",
+        "CREATE TABLE store.main.t AS SELECT 1",
+        "DELETE FROM commits",
+        "EXPORT DATABASE '/tmp/out'",
+        "SELECT getenv('HOME')",
+        "CREATE SECRET s (TYPE s3)",
+    ],
+)
+def test_the_sandbox_refuses(finished_once: Path, query: str) -> None:
+    from curate.store import query as q
+
+    with pytest.raises(UsageError):
+        q.run(Store(finished_once / "store").connection(), query, 10, 10.0)
+
+
+def test_a_query_that_takes_too_long_is_interrupted(finished_store: Path) -> None:
+    from curate.store import query as q
+
+    endless = "SELECT count(*) FROM range(1000000000) a, range(1000000000) b"
+    with pytest.raises(UsageError, match=r"longer than 0\.2 s"):
+        q.run(Store(finished_store).connection(), endless, 10, 0.2)
+
+
+def test_an_index_that_duckdb_1_5_wrote_and_one_that_2_0_wrote_are_read_by_both(finished_store: Path) -> None:
+    """Runs this file's tests of the store again under the other DuckDB, then crosses the files."""
+    other = other_duckdb()
+    environment = {**os.environ, "PYTHONPATH": str(other)}
+    ask = (
+        "import duckdb\nfrom curate.store import Store\n"
+        f"s = Store({str(finished_store)!r})\nprint(duckdb.__version__, s.counts()['rows'])\n"
+        "s.close()\ns.rebuild()\nprint(s.counts()['rows'])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert out[0].split(".")[0] != duckdb.__version__.split(".")[0]
+    assert out[1:] == ["47", "47"]
+    assert Store(finished_store).counts()["rows"] == 47
+
+
+def test_the_store_and_the_policy_work_under_the_other_duckdb() -> None:
+    if "CURATE_OTHER_DUCKDB" in os.environ:
+        pytest.skip("this is the other DuckDB")
+    environment = {**os.environ, "PYTHONPATH": str(other_duckdb()), "CURATE_OTHER_DUCKDB": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/test_store.py",
+        "tests/test_policy.py",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+    ]
+    ran = subprocess.run(
+        [*command, "-k", "not read_by_both"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+def other_duckdb() -> Path:
+    """A folder with the DuckDB of the other major version, installed there once by pip."""
+    version = "2.0.0" if duckdb.__version__.startswith("1.") else "1.5.6"
+    folder = ROOT / ".cache" / f"duckdb-{version}"
+    if not (folder / "duckdb").is_dir():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        subprocess.run([*install, f"duckdb=={version}"], check=True, capture_output=True)
+    return folder
