@@ -98,6 +98,21 @@ def test_a_generator_is_used_again_and_again(model: Model) -> None:
     assert generator([]) == []
 
 
+def test_a_call_that_failed_leaves_nothing_behind(model: Model) -> None:
+    generator = Generator(model, rows=3, columns=64 + 16, chunk=1, eos=None)
+    requests = requests_of(model.config, [9, 7, 5])
+    expected = tokens_of(generator(requests))
+
+    def lost() -> Tensor:
+        raise OSError("the disk is gone")
+
+    broken = Request(requests[0].input_ids, requests[0].token_types, lost, 5)
+    for _ in range(20):
+        with pytest.raises(OSError, match="the disk is gone"):
+            generator([*requests[:2], broken])
+    assert tokens_of(generator(requests)) == expected
+
+
 def test_a_sampled_sequence_does_not_depend_on_its_neighbours_and_does_on_its_key(model: Model) -> None:
     sampling = Sampling(temperature=1.5, top_k=50, top_p=0.95, seed=4)
     requests = requests_of(model.config, [12] * 6)

@@ -115,6 +115,8 @@ def test_a_folder_without_weights_or_config_says_so(tmp_path: Path) -> None:
         ({"num_attention_heads": 5}, "hidden_size 48 is no multiple of num_attention_heads 5"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide', expected int"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a positive number"),
+        ({"eos_token_id": 300}, "a special token is outside the vocabulary of 300"),
         ({"template_version": "llama"}, "template_version is 'llama'"),
     ],
 )

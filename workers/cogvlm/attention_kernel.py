@@ -4,22 +4,19 @@ One program a (row, query head) walks the keys in blocks. There is one query onl
 block in registers: matrix units would idle, and the memory is what is waited for. Importing this needs triton.
 """
 
-# Triton's language has no types.
-# mypy: ignore-missing-imports, allow-untyped-defs, allow-untyped-decorators, no-warn-unused-ignores
-
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]  # no stubs, and not on every machine
+import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
 # Keys per block: 64 x 128 float32 values are 64 registers in each of 128 threads, for keys and again for values.
 BLOCK = 64
 
 
-@triton.jit
-def _attend(  # noqa: ANN202
+@triton.jit  # type: ignore[untyped-decorator,misc,unused-ignore]
+def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202  (Triton's language has no types)
     q, k, v, lengths, out, scale,  # noqa: ANN001
     q_row, q_head, k_row, k_head, k_column, v_row, v_head, v_column, out_row, out_head,  # noqa: ANN001
     group: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.errors import RowError
 from workers.cogvlm.config import CheckpointError, read_config, revision
 from workers.cogvlm.prompt import Tokenizer, caption_prompt, sequence
+from workers.picture import decode
 from workers.sample import Sample
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class CogVLM:
         self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         self.attention = attention
         self.threads = threads
+        if dtype not in ("auto", "bfloat16", "float16", "float32"):
+            raise ValueError(f"dtype is {dtype!r}; known are auto, bfloat16, float16 and float32")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
@@ -213,7 +216,8 @@ def _square(sample: Sample, side_px: int) -> Tensor:
 
     from workers.cogvlm.vision import resize
 
-    return torch.tensor(resize(sample.picture.rgb, side_px))
+    # Not sample.picture, which would keep every full-size picture of the call in memory for the sake of one use.
+    return torch.tensor(resize(decode(sample.bytes, sample.limits).rgb, side_px))
 
 
 def _or_blank(square: Future[Tensor], key: bytes, failures: dict[bytes, RowError], side_px: int) -> Tensor:

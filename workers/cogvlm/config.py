@@ -157,6 +157,7 @@ def _take(path: Path, raw: dict[str, Any], kind: type, prefix: str) -> dict[str,
     """The fields of the dataclass `kind` out of `raw`; fields that the model does not use are passed over."""
     wanted = {f.name: f for f in fields(kind) if f.name != "vision"}
     optional = {"num_multi_query_heads", "template_version"}
+    raw = {name: value for name, value in raw.items() if value is not None or name not in optional}
     missing = [prefix + name for name in wanted if name not in raw and name not in optional]
     if missing:
         raise CheckpointError(
@@ -171,6 +172,8 @@ def _take(path: Path, raw: dict[str, Any], kind: type, prefix: str) -> dict[str,
         known = {"str": (str,), "float": (int, float)}.get(type_name, (int,))
         if not isinstance(value, known) or isinstance(value, bool):
             raise CheckpointError(f"{path}: {prefix}{name} is {value!r}, expected {type_name}")
+        if not isinstance(value, str) and (value < 0 if name.endswith("_id") else value <= 0):
+            raise CheckpointError(f"{path}: {prefix}{name} is {value!r}, expected a positive number")
         taken[name] = value
     return taken
 
@@ -195,6 +198,9 @@ def _check(path: Path, config: Config) -> None:
             vision.num_positions != side * side + 1
         ),
         f"{side} x {side} patches do not divide into the 2x2 blocks of CogVLM2": config.second and side % 2,
+        f"a special token is outside the vocabulary of {config.vocab_size}": (
+            max(config.pad_token_id, config.bos_token_id, config.eos_token_id) >= config.vocab_size
+        ),
         f"hidden_act is {config.hidden_act!r}; the decoder has 'silu'": config.hidden_act != "silu",
         f"vision_config.hidden_act is {vision.hidden_act!r}; the tower has 'gelu'": vision.hidden_act != "gelu",
         f"vision_config.in_channels is {vision.in_channels}; pictures have 3": vision.in_channels != 3,

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.cogvlm.config import Config
 from workers.cogvlm.decoder import Cache, Model
 from workers.cogvlm.sequence import IMAGE, pack, position_ids
 from workers.cogvlm.vision import normalize
@@ -113,6 +112,8 @@ class Generator:
         graphs: bool | None = None,
         keep_logits: bool = False,
     ) -> None:
+        if attention not in ("sdpa", "triton"):
+            raise ValueError(f"attention is {attention!r}; known are sdpa and triton")
         self.model = model
         self.rows = rows
         self.columns = -(-columns // 16) * 16  # SDPA's fast kernels want an aligned mask
@@ -123,6 +124,7 @@ class Generator:
         self.graphs = model.device.type == "cuda" if graphs is None else graphs
         self.keep_logits = keep_logits
         self._cache: Cache | None = None
+        self._state: Tensor
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
@@ -170,12 +172,15 @@ class Generator:
                 self._read(self._pending.popleft())
 
     def _allocate(self) -> None:
+        """Cache and state of the rows; both are used again by the next call, which finds every row idle."""
         if self._cache is not None:
+            self._state.zero_()
             return
         device = self.model.device
         self._cache = Cache(self.model.config, self.rows, self.columns, self.model.dtype, device)
         # Of each row: last token, its rotary position, tokens in the cache, whether a sequence is there, sampling's key
-        # and count. They live on the device: a step reads and advances them without the host.
+        # and count. They live on the device: a step reads and advances them without the host, and a CUDA graph reads
+        # the very memory that it was captured with.
         self._state = torch.zeros(6, self.rows, dtype=torch.int64, device=device)
         self._token, self._position, self._length, self._active, self._key, self._count = self._state
 
@@ -343,8 +348,8 @@ def draw(logits: Tensor, sampling: Sampling, keys: Tensor, counts: Tensor) -> Te
         scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[:, -1:], float("-inf"))
     if sampling.top_p < 1:
         ordered, order = scores.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
+        shares = ordered.softmax(-1)
+        ordered = ordered.masked_fill(shares.cumsum(-1) - shares >= sampling.top_p, float("-inf"))
         scores = scores.scatter(1, order, ordered)
     vocabulary = torch.arange(scores.shape[-1], device=scores.device)
     uniform = _uniform(sampling.seed, keys[:, None], counts[:, None], vocabulary)
@@ -401,11 +406,6 @@ def fit(model: Model, *, prompt_tokens: int, columns: int, most_rows: int = 256)
     chunk = max(1, min(8, free // 10 // prefill_bytes))
     rows = (free - chunk * prefill_bytes) // row_bytes
     return max(1, min(int(rows), most_rows)), int(chunk)
-
-
-def columns_for(config: Config, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Columns of the cache for a prompt and its answer, at most the context."""
-    return min(prompt_tokens + max_new_tokens, config.max_position_embeddings)
 
 
 def _host_memory() -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.cogvlm.config import CheckpointError, Config, read_config, shard_files, some
 from workers.cogvlm.decoder import Model, inverse_frequencies
-from workers.cogvlm.quantize import QuantLinear, quantize
+from workers.cogvlm.quantize import FORMATS, QuantLinear, quantize
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ def build(
     `rotary` is `float32` (exact) or `bfloat16` (the reference's rounding, with the checkpoint's own `inv_freq` where it
     has one). `weight_format` is `none`, `int8` or `fp8`.
     """
+    if rotary not in ("float32", "bfloat16"):
+        raise ValueError(f"rotary is {rotary!r}; known are float32 and bfloat16")
+    if weight_format not in ("none", *FORMATS):
+        raise ValueError(f"weight_format is {weight_format!r}; known are none, {', '.join(FORMATS)}")
     with torch.device("meta"):
         model = Model(config, dtype)
         if weight_format != "none":
