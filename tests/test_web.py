@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import html
 import io
 import re
@@ -251,6 +252,24 @@ def test_the_strip_at_the_cut_has_the_nearest_rows_on_both_sides(client: httpx.C
 )
 def test_only_a_predicate_with_one_threshold_has_a_cut(sql: str, cut: tuple[str, str, float] | None) -> None:
     assert whatif.cuttable(sql) == cut
+
+
+def test_the_histogram_counts_every_row_that_reaches_the_predicate(folder: Path) -> None:
+    reader = Reader(Store(folder))
+    with reader.open() as store:
+        policy = [(p["name"], p["sql"]) for p in reader.record(store)["predicates"]]
+        cut = whatif.judge(reader, store, whatif.fields(policy, {"n.sharp.0": "90"}), "").cut
+        assert cut
+        assert (cut.name, cut.threshold, cut.before) == ("sharp", 90.0, 60.0)
+        reached = store.rows(
+            "SELECT count(*) FROM samples WHERE error IS NULL AND width >= 256 AND quality IS NOT NULL"
+        )
+    assert [(sum(n for _, n in cut.bins),)] == reached
+    assert (cut.at(cut.low), cut.at(cut.high)) == (0.0, 1.0)
+    assert 0 < cut.at(60) < cut.at(90) < 1
+    decades = dataclasses.replace(cut, low=1.0, high=10000.0, logarithmic=True)
+    assert decades.at(100.0) == pytest.approx(0.5)
+    reader.close()
 
 
 def test_numbers_in_names_and_in_text_are_not_thresholds() -> None:

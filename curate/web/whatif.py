@@ -6,6 +6,7 @@ a predicate that needs them, its outcome cannot be known yet; it is counted as `
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ SIMPLE = re.compile(r"\s*(.+?)\s*(>=|<=|>|<)\s*\(?([+-]?\d+(?:\.\d+)?(?:[eE][+-]
 JOINED = re.compile(r"\b(?:and|or|not|between|case|in|is|like)\b|[<>=!;?]|--|/\*", re.IGNORECASE)
 STRIP = 8  # pictures on each side of the cut, and of each kind of change
 BINS = 48
+DECADES = 50.0  # a histogram whose ends differ by this factor or more has a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,14 @@ class Cut:
     """(left edge, rows) of a histogram between `low` and `high`."""
     low: float
     high: float
+    logarithmic: bool
+    """Scores such as sharpness span decades; equal steps would put nearly all rows into the first bin."""
+
+    def at(self, value: float) -> float:
+        """Where a value lies between `low` (0) and `high` (1)."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
 
 def compiled(reader: Reader, store: Snapshot, form: list[Field]) -> list[Predicate]:
@@ -227,12 +237,14 @@ def _cut(store: Snapshot, form: list[Field], after: list[Predicate], wanted: str
     low, high = min(ends), max(ends)
     if high == low:
         low, high = low - 0.5, high + 0.5
-    width = (high - low) / BINS
+    logarithmic = low > 0 and high / low >= DECADES
+    share = "ln(greatest(value, $1) / $1) / ln($2 / $1)" if logarithmic else "(value - $1) / ($2 - $1)"
     binned = store.table(
-        f"SELECT least(greatest(floor((value - $1) / $2), 0), {BINS - 1})::INTEGER AS bin, count(*) AS n "
+        f"SELECT least(greatest(floor({share} * {BINS}), 0), {BINS - 1})::INTEGER AS bin, count(*) AS n "
         f"FROM {source} WHERE isfinite(value) GROUP BY 1",
-        [low, width],
+        [float(low), float(high)],
     )
     heights = {row["bin"]: row["n"] for row in binned}
-    bins = tuple((low + i * width, heights.get(i, 0)) for i in range(BINS))
-    return Cut(chosen.name, expression, comparison, threshold, old, below[::-1], above, bins, low, high)
+    edges = [low * (high / low) ** (i / BINS) if logarithmic else low + (high - low) * i / BINS for i in range(BINS)]
+    bins = tuple((edge, heights.get(i, 0)) for i, edge in enumerate(edges))
+    return Cut(chosen.name, expression, comparison, threshold, old, below[::-1], above, bins, low, high, logarithmic)
