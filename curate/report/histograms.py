@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -58,8 +58,7 @@ class Histogram:
     rows: int
     nulls: int
     median: str
-    notes: list[str] = field(default_factory=list)
-    predicates: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def summary(self) -> str:
@@ -77,6 +76,22 @@ class Flat:
     rows: int
 
 
+@dataclass(frozen=True)
+class _Score:
+    """One SQL expression over a row, and what its values are like."""
+
+    expression: str
+    title: str
+    about: str
+    cuts: list[Cut]
+    values: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    median: float = 0.0
+    axis: _Axis | None = None
+    """None when no row has a value or all have the same one."""
+
+
 def histograms(store: Store, cuts: list[Cut], rows: int) -> tuple[list[Histogram], list[Histogram], list[Flat]]:
     """Charts of what the policy cuts, charts of the other scores, and scores that do not vary."""
     judged: dict[str, list[Cut]] = {}
@@ -84,80 +99,84 @@ def histograms(store: Store, cuts: list[Cut], rows: int) -> tuple[list[Histogram
         judged.setdefault(cut.expression, []).append(cut)
     have = {row[0] for row in store.rows("SELECT column_name FROM (DESCRIBE samples)")}
     about = {c.name: c.about for columns in OPERATORS.values() for c in columns if _numeric(c.type) and c.name in have}
-    cut_charts, charts, flat = [], [], []
-    for expression, own in judged.items():
-        made = _histogram(store, expression, expression, about.get(expression, ""), own, rows)
-        if isinstance(made, Histogram):
-            cut_charts.append(made)
-        elif made:
-            flat.append(made)
-    for name, text in about.items():
-        if name in judged:
-            continue
-        made = _histogram(store, f'"{name}"', name, text, [], rows)
-        if isinstance(made, Histogram):
-            charts.append(made)
-        elif made:
-            flat.append(made)
-    return cut_charts, charts, flat
+    scores = [_Score(expression, expression, about.get(expression, ""), own) for expression, own in judged.items()]
+    scores += [_Score(f'"{name}"', name, text, []) for name, text in about.items() if name not in judged]
+    scores = [measured for score in scores if (measured := _measured(store, score, rows)).values]
+    drawn = [(score, score.axis) for score in scores if score.axis]
+    charts = [_chart(*pair, bins, rows) for pair, bins in zip(drawn, _counted(store, drawn), strict=True)]
+    flat = [Flat(score.title, number(score.low), score.values) for score in scores if not score.axis]
+    return [c for c in charts if c.lines], [c for c in charts if not c.lines], flat
 
 
 def _numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _histogram(
-    store: Store, expression: str, title: str, about: str, cuts: list[Cut], rows: int
-) -> Histogram | Flat | None:
-    """The chart of one SQL expression over `samples`; None when no row has a value."""
-    value = f"TRY_CAST(TRY(({expression})) AS DOUBLE)"
-    source = f"(SELECT {value} AS v, keep FROM samples)"
+def _value(score: _Score) -> str:
+    return f"TRY_CAST(TRY(({score.expression})) AS DOUBLE)"
+
+
+def _measured(store: Store, score: _Score, rows: int) -> _Score:
+    """The score with its range, median and axis. Reads the table `wide`: no verdict is needed for that."""
+    source = f"(SELECT {_value(score)} AS v FROM wide)"
     quantile = "quantile_cont" if rows <= EXACT_ROWS else "approx_quantile"
     tail = TAIL
     if rows < 1 / TAIL:
         ((n,),) = store.rows(f"SELECT count(v) FROM {source}")
         tail = max(TAIL, 1 / (n - 1)) if n >= FEW_ROWS else TAIL
-    ((n, low, high, q_low, median, q_high, fractions),) = store.rows(
-        f"SELECT count(*), min(v), max(v), {quantile}(v, {tail}), {quantile}(v, 0.5), {quantile}(v, {1 - tail}), "
+    ((n, low, high, quantiles, fractions),) = store.rows(
+        f"SELECT count(*), min(v), max(v), {quantile}(v, [{tail}, 0.5, {1 - tail}]), "
         f"count(*) FILTER (v <> floor(v)) FROM {source} WHERE isfinite(v)"
     )
     if not n:
-        return None
-    if low == high and not cuts:
-        return Flat(title, number(low), n)
-    whole = not fractions
-    axis = _axis(n, low, high, (q_low, median, q_high), cuts, whole)
-    counted = store.rows(
-        f"SELECT least(floor(({axis.sql('v')} - $1) / $2 * $3), $3 - 1)::INTEGER AS bin, count(*), "
-        f"count(*) FILTER (keep) FROM {source} WHERE isfinite(v) AND v BETWEEN $4 AND $5 GROUP BY 1 ORDER BY 1",
-        [axis.start, axis.span, axis.bins, axis.low, axis.high],
+        return score
+    axis = _axis(n, low, high, quantiles, score.cuts, not fractions) if low < high or score.cuts else None
+    return replace(score, values=n, low=low, high=high, median=quantiles[1], axis=axis)
+
+
+def _counted(store: Store, scores: list[tuple[_Score, _Axis]]) -> list[dict[int, tuple[int, int]]]:
+    """For each score its bins: rows, and kept rows. One pass for all, since the verdict costs more than the bins."""
+    if not scores:
+        return []
+    values, bins, wanted = [], [], []
+    for i, (score, axis) in enumerate(scores):
+        place = f"({axis.sql(f'v{i}')} - ({axis.start!r}::DOUBLE)) / {axis.span!r}::DOUBLE * {axis.bins}"
+        inside = f"isfinite(v{i}) AND v{i} BETWEEN ({axis.low!r}::DOUBLE) AND ({axis.high!r}::DOUBLE)"
+        values.append(f"{_value(score)} AS v{i}")
+        bins.append(f"CASE WHEN {inside} THEN least(floor({place}), {axis.bins - 1})::INTEGER END AS b{i}")
+        wanted += [f"histogram(b{i})", f"histogram(b{i}) FILTER (keep)"]
+    (row,) = store.rows(
+        f"SELECT {', '.join(wanted)} FROM (SELECT keep, {', '.join(bins)} FROM "
+        f"(SELECT keep, {', '.join(values)} FROM samples))"
     )
-    shown = sum(count for _, count, _ in counted)
-    highest = max((count for _, count, _ in counted), default=1)
+    return [
+        {at: (count, (kept or {}).get(at, 0)) for at, count in sorted((rows or {}).items())}
+        for rows, kept in zip(row[::2], row[1::2], strict=True)
+    ]
+
+
+def _chart(score: _Score, axis: _Axis, bins: dict[int, tuple[int, int]], rows: int) -> Histogram:
+    """The chart of a score, laid out."""
+    shown = sum(count for count, _ in bins.values())
+    highest = max((count for count, _ in bins.values()), default=1)
     step = WIDTH / axis.bins
-    scale = (HEIGHT - TOP) / highest
     bars = []
-    for at, count, kept in counted:
-        first, last = (
-            axis.value(axis.start + axis.span * at / axis.bins),
-            axis.value(axis.start + axis.span * (at + 1) / axis.bins),
-        )
+    for at, (count, kept) in bins.items():
+        first, last = (axis.value(axis.start + axis.span * edge / axis.bins) for edge in (at, at + 1))
         span = number(math.ceil(first)) if axis.single else f"{number(first)} to {number(last)}"
-        tall = max(count * scale, 1.0)  # a bin of one row among thousands is still seen
-        bars.append(
-            Bar(round(at * step, 2), round(step, 2), round(tall * kept / count, 2), round(tall, 2),
-                f"{span}: {count:,} rows, {kept:,} kept")
-        )  # fmt: skip
-    notes = []
-    if axis.compressed:
-        notes.append("logarithmic axis")
-    if n > shown:
-        word = "outlier" if n - shown == 1 else "outliers"
-        notes.append(f"{n - shown:,} {word} not drawn (from {number(low)} to {number(high)})")
+        tall = max(count * (HEIGHT - TOP) / highest, 1.0)  # a bin of one row among thousands is still seen
+        title = f"{span}: {count:,} rows, {kept:,} kept"
+        bars.append(Bar(round(at * step, 2), round(step, 2), round(tall * kept / count, 2), round(tall, 2), title))
+    notes = ["logarithmic axis"] if axis.compressed else []
+    if score.values > shown:
+        hidden = score.values - shown
+        word = "outlier" if hidden == 1 else "outliers"
+        notes.append(f"{hidden:,} {word} not drawn (from {number(score.low)} to {number(score.high)})")
+    lines = [axis.line(cut) for cut in score.cuts]
+    nulls = rows - score.values
     return Histogram(
-        title, about, bars, [axis.line(cut) for cut in cuts], axis.ticks(), highest, n, rows - n, number(median), notes,
-        list(dict.fromkeys(cut.predicate for cut in cuts)),
-    )  # fmt: skip
+        score.title, score.about, bars, lines, axis.ticks(), highest, score.values, nulls, number(score.median), notes
+    )
 
 
 @dataclass(frozen=True)
@@ -220,9 +239,7 @@ class _Axis:
         return [(x, label) for x, label in labels if 4 <= x <= WIDTH - 4] or labels
 
 
-def _axis(
-    n: int, low: float, high: float, quantiles: tuple[float, float, float], cuts: list[Cut], whole: bool
-) -> _Axis:
+def _axis(n: int, low: float, high: float, quantiles: list[float], cuts: list[Cut], whole: bool) -> _Axis:
     """An axis that shows nearly all values: a long thin tail is cut off, and a cut nearby is drawn in."""
     q_low, median, q_high = quantiles
     middle = max(q_high - q_low, 1e-9)

@@ -21,7 +21,7 @@ REASONS_SHOWN = 20
 THUMB_PX, CAPTION_PX = 240, 320
 
 # The order in which rows are drawn: fixed by the row's identity, unrelated to where it lies in the input.
-DRAWN = "ORDER BY md5(row_id), row_id"
+DRAWN = "md5(row_id)"
 
 
 @dataclass
@@ -48,44 +48,55 @@ class Sheet:
     cells: list[Cell]
 
 
-def kept_sheet(store: Store, rows: int) -> Sheet:
-    """Kept rows."""
-    found = _drawn(store, "keep", KEPT_SHOWN, ["width || ' × ' || height"])
-    return Sheet("kept", "", rows, _pictures(store, found, THUMB_PX))
+@dataclass(frozen=True)
+class Sheets:
+    """The sheet of kept rows, and one for each drop reason in the order of the policy."""
+
+    kept: Sheet
+    dropped: list[Sheet]
 
 
-def dropped_sheets(store: Store, run: Run, cuts: list[Cut]) -> list[Sheet]:
-    """One sheet for each drop reason in the order of the policy, with the values that decided."""
-    sheets = []
-    by_name = {p.name: p for p in run.predicates}
-    for reason, rows in store.drop_reasons()[:REASONS_SHOWN]:
-        name = reason if reason in by_name else reason.removesuffix("_null")
-        predicate = by_name.get(name)
-        read = list(dict.fromkeys(cut.expression for cut in cuts if cut.predicate == name))
-        if not read and predicate:
-            read = ['"' + column.replace('"', '""') + '"' for column in sorted(predicate.columns)][:3]
-        found = _drawn(store, "keep = FALSE AND drop_reason = $1", DROPPED_SHOWN, read, [reason])
-        sheets.append(Sheet(reason, predicate.sql if predicate else "", rows, _pictures(store, found, THUMB_PX)))
-    return sheets
+def sheets(store: Store, run: Run, cuts: list[Cut]) -> Sheets:
+    """All contact sheets. The rows of all of them are drawn in one pass; dropped ones show the values that decided."""
+    drawn = {
+        (keep, reason): (rows, row_ids)
+        for keep, reason, rows, row_ids in store.rows(
+            f"SELECT keep, drop_reason, count(*), arg_min(row_id, {DRAWN}, {max(KEPT_SHOWN, DROPPED_SHOWN)}) "
+            "FROM samples WHERE keep OR drop_reason IS NOT NULL GROUP BY keep, drop_reason"
+        )
+    }
+    rows, row_ids = drawn.get((True, None), (0, []))
+    cells = _cells(store, row_ids[:KEPT_SHOWN], ["width || ' × ' || height"])
+    kept = Sheet("kept", "", rows, _pictures(store, cells, THUMB_PX))
+    dropped: list[Sheet] = []
+    for p in run.predicates:
+        read = list(dict.fromkeys(cut.expression for cut in cuts if cut.predicate == p.name))
+        read = read or ['"' + column.replace('"', '""') + '"' for column in sorted(p.columns)][:3]
+        for reason in (p.name, f"{p.name}_null"):
+            rows, row_ids = drawn.get((False, reason), (0, []))
+            if rows and len(dropped) < REASONS_SHOWN:
+                cells = _cells(store, row_ids[:DROPPED_SHOWN], read)
+                dropped.append(Sheet(reason, p.sql, rows, _pictures(store, cells, THUMB_PX)))
+    return Sheets(kept, dropped)
 
 
 def captions(store: Store) -> list[Cell]:
     """Rows with captions: the raw one beside the synthetic English and Chinese ones."""
-    found = _drawn(
-        store, "caption_en IS NOT NULL OR caption_zh IS NOT NULL", CAPTIONS_SHOWN, ["width || ' × ' || height"]
+    ((row_ids,),) = store.rows(
+        f"SELECT arg_min(row_id, {DRAWN}, {CAPTIONS_SHOWN}) FROM wide "
+        "WHERE error IS NULL AND (caption_en IS NOT NULL OR caption_zh IS NOT NULL)"
     )
-    return _pictures(store, found, CAPTION_PX)
+    return _pictures(store, _cells(store, row_ids or [], ["width || ' × ' || height"]), CAPTION_PX)
 
 
-def _drawn(store: Store, where: str, limit: int, notes: list[str], parameters: list[Any] | None = None) -> list[Cell]:
-    """Up to `limit` rows that meet `where`, with the values of the expressions `notes`."""
+def _cells(store: Store, row_ids: list[str], notes: list[str]) -> list[Cell]:
+    """The rows in this order, with the values of the expressions `notes`."""
     texts = [f"left({name}, {TEXT_SHOWN + 1})" for name in ("caption_raw", "caption_en", "caption_zh")]
     values = [f"TRY(({note}))" for note in notes]
     rows = store.rows(
-        f"SELECT {', '.join(['s.row_id', *texts, *values])} FROM samples AS s "
-        f"JOIN (SELECT row_id FROM samples WHERE {where} {DRAWN} LIMIT {limit}) AS drawn(drawn_id) "
-        f"ON drawn_id = s.row_id ORDER BY md5(s.row_id), s.row_id",
-        parameters,
+        f"SELECT {', '.join(['row_id', *texts, *values])} FROM wide WHERE row_id IN (SELECT unnest($1)) "
+        f"ORDER BY {DRAWN}, row_id",
+        [row_ids],
     )
     cells = []
     for row_id, raw, english, chinese, *found in rows:
@@ -114,7 +125,7 @@ def _pictures(store: Store, cells: list[Cell], side_px: int) -> list[Cell]:
     """Put the thumbnails into the cells."""
     found = originals(store, [cell.row_id for cell in cells])
     for cell in cells:
-        data = found.pop(cell.row_id)
+        data = found[cell.row_id]
         try:
             if isinstance(data, RowError):
                 raise data
