@@ -99,8 +99,9 @@ def test_a_generator_is_used_again_and_again(model: Model) -> None:
 
 
 def test_a_call_that_failed_leaves_no_row_at_work(model: Model) -> None:
-    generator = Generator(model, rows=3, columns=80, chunk=2, eos=None)
-    # Twelve answers two at a time keep the third row idle for 54 steps: were it still at work, it would leave the cache.
+    generator = Generator(model, rows=3, columns=96, chunk=2, eos=None)
+    # Twelve answers two at a time keep the third row idle for 54 steps: if it were still at work, its length would pass
+    # the cache's 96 columns.
     requests = requests_of(model.config, [9] * 12)
     expected = tokens_of(generator(requests))
 
@@ -108,9 +109,10 @@ def test_a_call_that_failed_leaves_no_row_at_work(model: Model) -> None:
         raise OSError("the disk is gone")
 
     broken = Request(requests[0].input_ids, requests[0].token_types, lost, 5)
-    first, *others = requests_of(model.config, [3, 9, 9])
+    # The fourth sequence is in the third row when the second row is free for the broken one.
+    first, second, third, _, fourth = requests_of(model.config, [3, 9, 20, 20, 20])
     with pytest.raises(OSError, match="the disk is gone"):
-        generator([first, *others, broken])
+        generator([first, second, third, fourth, broken])
     assert tokens_of(generator(requests)) == expected
 
 
