@@ -84,9 +84,10 @@ def verdict_sql(predicates: Sequence[Predicate], done: Sequence[str]) -> str:
     """
     whens = [f"WHEN NOT {done[1]} THEN '{UNDECIDED}'"] if len(done) > 1 else []
     for p in predicates:
-        unknown = f"CASE WHEN {done[p.after]} THEN {_literal(p.name + '_null')} ELSE '{UNDECIDED}' END"
-        whens.append(f"WHEN {p.condition} IS FALSE THEN {_literal(p.name)}")
-        whens.append(f"WHEN {p.condition} IS NULL THEN {unknown}")
+        # FALSE and NULL are told apart inside the branch, so that rows which pass evaluate the predicate once.
+        unknown = f"WHEN {done[p.after]} THEN {_literal(p.name + '_null')} ELSE '{UNDECIDED}'"
+        failed = f"CASE WHEN {p.condition} IS FALSE THEN {_literal(p.name)} {unknown} END"
+        whens.append(f"WHEN {p.condition} IS NOT TRUE THEN {failed}")
     return f"CASE {' '.join(whens)} END" if whens else "NULL::VARCHAR"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -395,3 +396,25 @@ def other_duckdb() -> Path:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
         subprocess.run([*install, f"duckdb=={version}"], check=True, capture_output=True)
     return folder
+
+
+def test_equally_named_columns_of_a_query_are_all_written(finished_once: Path, tmp_path: Path) -> None:
+    from curate.store import query as q
+
+    table = q.run(Store(finished_once / "store").connection(), "SELECT 1 AS a, 2 AS a, 3 AS a_1", 0, 10.0)
+    q.write(table, "json", tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_text() == '{"a": 1, "a_1": 2, "a_1_1": 3}\n'
+
+
+def test_of_two_runs_that_began_in_the_same_second_the_later_one_is_active(
+    finished_store: Path,
+) -> None:
+    (first,) = (finished_store / "runs").iterdir()
+    later = dict(
+        json.loads((first / "run.json").read_text("utf-8")), run_id=f"{first.name}+0001", policy=[], predicates=[]
+    )
+    (finished_store / "runs" / later["run_id"]).mkdir()
+    (finished_store / "runs" / later["run_id"] / "run.json").write_text(json.dumps(later), "utf-8")
+    store = Store(finished_store)
+    store.ingest()
+    assert store.rows("SELECT count(*) FROM policy") == [(0,)]

@@ -148,7 +148,8 @@ class _Update:
     def _runs(self) -> dict[str, Any]:
         """Read all run records into the table `runs`; returns the newest one, which decides what is active."""
         newest: dict[str, Any] = {}
-        for path in sorted(p for p in self.files.list("runs") if p.endswith("/run.json")):
+        paths = [path for path in self.files.list("runs") if path.endswith("/run.json")]
+        for path in sorted(paths, key=lambda path: path.split("/")[1]):  # by run id: '+' sorts before '/'
             newest = json.loads(self.files.read(path))
             counts = newest.get("counts", {})
             self.db.execute(

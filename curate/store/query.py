@@ -75,11 +75,31 @@ def run(db: duckdb.DuckDBPyConnection, text: str, limit: int, seconds: float) ->
                 left -= batch.num_rows
                 if limit and left <= 0:
                     break
-            return pa.Table.from_batches(batches, schema=reader.schema)
+            table = pa.Table.from_batches(batches, schema=reader.schema)
+            return table.rename_columns(_unique(table.column_names))
         except duckdb.InterruptException:
             raise
         except duckdb.Error as why:
-            raise UsageError(f"SQL: {str(why).splitlines()[0]}") from None
+            raise UsageError(f"SQL: {first_line(why)}") from None
+
+
+def first_line(why: duckdb.Error) -> str:
+    """What DuckDB says in one line, with the columns that it would have understood."""
+    lines = str(why).splitlines()
+    candidates = next((line for line in lines if line.startswith("Candidate bindings:")), "")
+    return f"{lines[0]} {candidates}".strip()
+
+
+def _unique(names: list[str]) -> list[str]:
+    """`names` with `_1`, `_2`, ... behind those that were there before: a row written as an object has each name once."""
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        number = 0
+        while names[i] in taken:
+            number += 1
+            names[i] = f"{name}_{number}"
+        taken.add(names[i])
+    return names
 
 
 def write(table: pa.Table, kind: str, out: Path | None) -> None:

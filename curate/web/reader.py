@@ -15,18 +15,11 @@ import duckdb
 from curate.errors import CurateError, UsageError
 from curate.explain import last_run
 from curate.store import Store
-from curate.store.query import connect, deadline
+from curate.store.query import connect, deadline, first_line
 
 QUERY_S = 10.0
 MAX_CONDITION = 2000  # characters
 KEPT_ANSWERS = 64
-
-
-def first_line(why: duckdb.Error) -> str:
-    """What DuckDB says in one line, with the columns that it would have understood."""
-    lines = str(why).splitlines()
-    candidates = next((line for line in lines if line.startswith("Candidate bindings:")), "")
-    return f"{lines[0]} {candidates}".strip()
 
 
 class TooSlow(CurateError):
