@@ -384,3 +384,21 @@ def test_a_thumbnail_is_upright_small_and_never_enlarged() -> None:
     assert Image.open(io.BytesIO(thumbnail(drawn(1, 30, 20), 100))).size == (30, 20)
     with pytest.raises(RowError):
         thumbnail(b"no picture", 100)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(scheme: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1 for text."""
+    css = (Path(pipeline.__file__).parent / "report" / "page.css").read_text("utf-8")
+    block = re.findall(r":root \{(.*?)\}", css, re.S)[("light", "dark").index(scheme)]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})\b", block))
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for ink in ("ink", "soft", "kept-ink", "drop-ink", "fail"):
+        for ground in ("paper", "track"):
+            low, high = sorted(map(luminance, (colors[ink], colors[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)

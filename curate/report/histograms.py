@@ -20,6 +20,7 @@ WIDTH, HEIGHT, TOP = (
 )  # of the plotting area in SVG units; TOP is room for the count of the highest bar
 EXACT_ROWS = 2_000_000  # beyond this quantiles are t-digests: exact ones hold all values in memory
 TAIL = 0.005  # share at either end that may be cut off
+LONG_TAIL = 2.0  # ... when it is this many times longer than the rest
 FEW_ROWS = 20  # from here on to 1 / TAIL rows one row at either end may be cut off
 
 
@@ -140,8 +141,8 @@ def _counted(store: Store, scores: list[tuple[_Score, _Axis]]) -> list[dict[int,
         return []
     values, bins, wanted = [], [], []
     for i, (score, axis) in enumerate(scores):
-        place = f"({axis.sql(f'v{i}')} - ({axis.start!r}::DOUBLE)) / {axis.span!r}::DOUBLE * {axis.bins}"
-        inside = f"isfinite(v{i}) AND v{i} BETWEEN ({axis.low!r}::DOUBLE) AND ({axis.high!r}::DOUBLE)"
+        place = f"({axis.sql(f'v{i}')} - {_exact(axis.start)}) / {_exact(axis.span)} * {axis.bins}"
+        inside = f"isfinite(v{i}) AND v{i} BETWEEN {_exact(axis.low)} AND {_exact(axis.high)}"
         values.append(f"{_value(score)} AS v{i}")
         bins.append(f"CASE WHEN {inside} THEN least(floor({place}), {axis.bins - 1})::INTEGER END AS b{i}")
         wanted += [f"histogram(b{i})", f"histogram(b{i}) FILTER (keep)"]
@@ -153,6 +154,11 @@ def _counted(store: Store, scores: list[tuple[_Score, _Axis]]) -> list[dict[int,
         {at: (count, (kept or {}).get(at, 0)) for at, count in sorted((rows or {}).items())}
         for rows, kept in zip(row[::2], row[1::2], strict=True)
     ]
+
+
+def _exact(value: float) -> str:
+    """SQL of exactly this number: without the quotes it is a DECIMAL first and may end a bit beside itself."""
+    return f"'{value!r}'::DOUBLE"
 
 
 def _chart(score: _Score, axis: _Axis, bins: dict[int, tuple[int, int]], rows: int) -> Histogram:
@@ -246,11 +252,17 @@ def _axis(n: int, low: float, high: float, quantiles: list[float], cuts: list[Cu
     crowded = any(0 < cut.value < 0.05 * q_high for cut in cuts)
     compressed = low >= 0 and q_high > 50 and (q_high > 8 * max(median, 1.0) or crowded)
     if not compressed:
-        low = q_low if q_low - low > 0.5 * middle else low
-        high = q_high if high - q_high > 0.5 * middle else high
+        low = q_low if q_low - low > LONG_TAIL * middle else low
+        high = q_high if high - q_high > LONG_TAIL * middle else high
+    least, most = low, high
     for cut in cuts:
-        near = max(high - low, abs(cut.value))
-        if low - near <= cut.value <= high + near and (cut.value >= 0 or not compressed):
+        near = max(most - least, abs(cut.value))
+        beyond = 1.0 if whole else 0.3 * cut.value if compressed else 0.06 * near
+        if most <= cut.value <= most + near and not cut.above:
+            high = max(high, cut.value + beyond)
+        elif least - near <= cut.value <= least and cut.above:
+            low = min(low, max(cut.value - beyond, min(0.0, least)))
+        elif least - near <= cut.value <= most + near and (cut.value >= 0 or not compressed):
             low, high = min(low, cut.value), max(high, cut.value)
     whole = whole and low == math.floor(low) and high == math.floor(high)
     if whole and not compressed and high - low <= BINS:
