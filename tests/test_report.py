@@ -402,3 +402,10 @@ def test_text_stands_out_from_its_ground(scheme: str) -> None:
         for ground in ("paper", "track"):
             low, high = sorted(map(luminance, (colors[ink], colors[ground])))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+
+
+def test_a_run_that_is_under_way_does_not_change_the_page(tmp_path: Path) -> None:
+    store = make_store(tmp_path, [(drawn(1), "a", "cc0")])
+    page = render(store)
+    store.files.replace("runs/29990101T000000/run.json", b'{"run_id": "29990101T000000", "state": "running"}')
+    assert render(store) == page

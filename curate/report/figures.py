@@ -76,9 +76,9 @@ class Speed:
 
 
 def last_run(store: Store) -> Run:
-    """The newest run of the store."""
-    ids = sorted({path.split("/")[1] for path in store.files.list("runs") if path.endswith("/run.json")})
-    record = json.loads(store.files.read(f"runs/{ids[-1]}/run.json")) if ids else {}
+    """The newest run that the index holds; one that is under way is not in it, and its policy is not yet the views'."""
+    ((run_id,),) = store.rows("SELECT max(run_id) FROM runs")
+    record = json.loads(store.files.read(f"runs/{run_id}/run.json")) if run_id else {}
     recipe = record.get("recipe", "")
     return Run(
         record.get("run_id", ""),
