@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from rich.console import Console
 
 from curate import pipeline
 from curate.errors import DONE
-from curate.recipe import Engine as EngineKeys
-from curate.recipe import Input, Recipe, Run, StoreAt
+from curate.recipe import from_tables
 from curate.report import write_report
 from curate.store import Store
 
@@ -32,17 +30,19 @@ def demo(folder: Path, engine: str) -> int:
 
     console = Console(stderr=True)
     shards = folder / "shards"
-    if not list(shards.glob("*.parquet")):
+    if not (shards / "demo-00002.parquet").exists():  # the last one to be put in place
         with console.status("drawing sample shards") if console.is_terminal else console:
             made = make_samples(shards)
         console.print(f"made {len(made)} sample shards in {shards}", highlight=False)
-    recipe = dataclasses.replace(
-        Recipe(),
-        input=Input(uri=str(shards)),
-        store=StoreAt(uri=str(folder / "store")),
-        engine=EngineKeys(kind=engine),
-        run=Run(max_failed_share=0.15),
-        policy=POLICY,
+    recipe = from_tables(
+        {
+            "input": {"uri": str(shards)},
+            "store": {"uri": str(folder / "store")},
+            "engine": {"kind": engine},
+            "run": {"max_failed_share": 0.15},  # some rows are broken on purpose
+            "policy": dict(POLICY),
+        },
+        where="demo",
     )
     code = pipeline.run(recipe)
     if code != DONE:

@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ import pyarrow as pa
 from curate import read
 from curate.engine import Engine
 from curate.engine.driver import Progress, drive
+from curate.engine.tasks import Index, Survey
+from curate.engine.worker import Worker as RangeWorker
 from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, UsageError
 from curate.plan import Operator, Plan, Worker, describe, make_plan, version_of
 from curate.progress import Display
@@ -80,6 +83,24 @@ def _ocr(recipe: Recipe) -> Worker:
 
 def _caption(recipe: Recipe) -> Worker:
     return facts.FactsCaptioner(prompt=recipe.caption.prompt)
+
+
+def _cogvlm(recipe: Recipe) -> Worker:
+    from workers.cogvlm.captioner import CogVLM
+
+    keys = recipe.caption
+    return CogVLM(
+        weights=Path(keys.weights),
+        tokenizer=Path(keys.tokenizer) if keys.tokenizer else None,
+        prompt=keys.prompt,
+        max_new_tokens=keys.max_new_tokens,
+        rows=keys.rows,
+        temperature=keys.temperature,
+        top_k=keys.top_k,
+        top_p=keys.top_p,
+        seed=keys.seed,
+        weight_format=keys.weight_format,
+    )
 
 
 def _translate(recipe: Recipe) -> Worker:
@@ -160,6 +181,24 @@ def _caption_facts(recipe: Recipe) -> dict[str, Any]:
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION), "prompt": recipe.caption.prompt}
 
 
+def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers.cogvlm.captioner import model_name, revision
+    from workers.cogvlm.prompt import caption_prompt
+
+    keys = recipe.caption
+    if not keys.weights:
+        raise UsageError("caption.engine = 'cogvlm' needs caption.weights: the folder of a CogVLM checkpoint")
+    sampling = ("temperature", "top_k", "top_p", "seed") if keys.temperature else ()
+    return {
+        "version": 1,
+        "engine": "cogvlm",
+        "model": model_name(Path(keys.weights)),
+        "revision": revision(Path(keys.weights)),
+        "prompt": asdict(caption_prompt(keys.prompt)),
+        **{key: getattr(keys, key) for key in ("max_new_tokens", "weight_format", *sampling)},
+    }
+
+
 def _translate_facts(recipe: Recipe) -> dict[str, Any]:
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
 
@@ -168,8 +207,8 @@ def _no_worker(recipe: Recipe) -> Worker:
     raise AssertionError("`input` is written when a shard is indexed")
 
 
-# The path: cheap operators first; costly ones see what the policy has not rejected by then. One pool so far: all of
-# these are CPU work, and one pass over a picture that was decoded once runs them all.
+# The path: cheap operators first; costly ones see what the policy has not rejected by then. Consecutive operators of
+# one pool run in one pass over pictures that were decoded once.
 PATH: tuple[Operator, ...] = (
     Operator("input", _no_worker, _input_facts, image="none"),
     Operator("size", _size, _size_facts),
@@ -184,13 +223,20 @@ PATH: tuple[Operator, ...] = (
     Operator("ocr", _ocr, _ocr_facts, costly=True, wanted=lambda recipe: recipe.ocr.engine != "none"),
     Operator(
         "caption", _caption, _caption_facts, image="none", needs=facts.NEEDS, costly=True,
-        wanted=lambda recipe: recipe.caption.engine != "none",
+        wanted=lambda recipe: recipe.caption.engine == "facts",
+    ),
+    Operator(
+        "caption", _cogvlm, _cogvlm_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.caption.engine == "cogvlm",
     ),
     Operator(
         "translate", _translate, _translate_facts, image="none", needs=("caption_en", "caption_engine", *facts.NEEDS),
-        costly=True, wanted=lambda recipe: recipe.translate.engine != "none" and recipe.caption.engine != "none",
+        costly=True, wanted=lambda recipe: recipe.translate.engine == "facts" and recipe.caption.engine == "facts",
     ),
 )  # fmt: skip
+
+
+LOOK_FIRST = 64  # shards that are looked at before an engine is started
 
 
 @dataclass(frozen=True)
@@ -234,12 +280,31 @@ def run(
     progress = Progress(len(shards))
     started = time.monotonic()
     with display.running(plan, progress), _signals(display) as stopping:
-        engine = (make_engine or _engine)(plan)
-        try:
-            drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
-        finally:
-            engine.close()
+        if not _nothing_to_do(plan, shards, progress):
+            engine = (make_engine or _engine)(plan)
+            try:
+                drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
+            finally:
+                engine.close()
     return _finish(plan, record, progress, display, time.monotonic() - started)
+
+
+def _nothing_to_do(plan: Plan, shards: Sequence[read.Shard], progress: Progress) -> bool:
+    """Whether every shard is complete, found here for a few shards: Ray and models take longer to start than this."""
+    if len(shards) > LOOK_FIRST or not all(parts_of(plan.files, plan.versions[0], shard.id) for shard in shards):
+        return False
+    worker = RangeWorker(plan, isolated=False)
+    rows = 0
+    for shard in shards:
+        found = worker.run(Index(shard))
+        if found.shard_error:
+            return False
+        surveys = [worker.run(Survey(shard, stage.index)) for stage in plan.stages]
+        if any(survey.ranges or survey.staged for survey in surveys):
+            return False
+        rows += found.rows
+    progress.shards_done, progress.rows_known, progress.rows_done = len(shards), rows, rows
+    return True
 
 
 def _engine(plan: Plan) -> Engine:

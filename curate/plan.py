@@ -32,8 +32,9 @@ class Operator:
     """Makes the worker; called once in each worker process, so that weights load there and once."""
     facts: Callable[[Recipe], Mapping[str, Any]]
     """What decides its output beside its inputs: code version, parameters, prompt, model and revision."""
-    image: Literal["pixels", "bytes", "none"] = "pixels"
-    """`bytes` operators also see rows whose picture does not decode; `none` operators see columns only."""
+    image: Literal["pixels", "encoded", "bytes", "none"] = "pixels"
+    """`pixels`: pictures decoded once for all operators of the stage. `encoded`: it decodes for itself. `bytes`: it
+    also sees rows whose picture does not decode. `none`: it reads columns only."""
     needs: tuple[str, ...] = ()
     """Columns of earlier operators that it reads; their fingerprints enter its own."""
     costly: bool = False

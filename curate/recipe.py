@@ -30,9 +30,7 @@ class Input:
     format: str = knob("auto", "layout of the input", ("auto", "parquet", "webdataset", "folder"))
     image_column: str = knob("", "column with the pictures; empty: found among the usual names")
     caption_column: str = knob("", "column with the raw captions; empty: found among the usual names")
-    root: str = knob(
-        "", "where image paths start and the only place they may lead to; empty: beside the shard"
-    )
+    root: str = knob("", "where image paths start and the only place they may lead to; empty: beside the shard")
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class StoreAt:
 class Engine:
     kind: str = knob("ray", "ray: actors on this machine or a cluster; inline: this process", ("ray", "inline"))
     workers: int = knob(0, "CPU workers; 0: one for each CPU of the machine or cluster", at_least=0)
+    gpu_workers: int = knob(0, "workers of GPU operators; 0: one for each GPU, or one without any", at_least=0)
     range_rows: int = knob(64, "rows of one task: what a crash costs at most, per worker", at_least=1)
     open_shards: int = knob(0, "shards under work at once; 0: two for each worker", at_least=0)
-    batch_timeout_s: float = knob(60.0, "seconds an operator may take over one batch; longer is a hang", at_least=0.1)
+    batch_timeout_s: float = knob(60.0, "seconds an operator may take for 16 rows; longer is a hang", at_least=0.1)
     max_crashes_per_shard: int = knob(20, "rows of one shard that may kill a worker before the shard fails", at_least=0)
 
 
@@ -93,13 +92,28 @@ class Ocr:
 
 @dataclass(frozen=True)
 class Caption:
-    engine: str = knob("facts", "facts: composed from what was measured; none: no captions", ("facts", "none"))
-    prompt: str = knob("Describe this image in detail.", "the captioner's prompt; `facts` draws its wording from it")
+    engine: str = knob(
+        "facts", "facts: composed from what was measured; cogvlm: the model; none: no captions",
+        ("facts", "cogvlm", "none"),
+    )  # fmt: skip
+    prompt: str = knob("detailed.v1", "shipped prompt, .toml file or text; `facts` only draws its wording from it")
+    weights: str = knob("", "folder of the model's checkpoint (cogvlm)")
+    tokenizer: str = knob("", "folder of the tokenizer when it is not the checkpoint's (cogvlm: vicuna-7b-v1.5)")
+    max_new_tokens: int = knob(256, "longest caption, tokens", at_least=1)
+    rows: int = knob(0, "captions generated at once; 0: what fits in memory, by measurement", at_least=0)
+    temperature: float = knob(0.0, "0: the likeliest token; above: sampled, keyed by seed and content", at_least=0.0)
+    top_k: int = knob(0, "sample from the k likeliest tokens; 0: all", at_least=0)
+    top_p: float = knob(1.0, "sample from the likeliest tokens of this mass", at_least=0.0)
+    seed: int = knob(0, "of sampling", at_least=0)
+    weight_format: str = knob("none", "8-bit weights: less memory, other captions", ("none", "int8", "fp8"))
 
 
 @dataclass(frozen=True)
 class Translate:
-    engine: str = knob("facts", "facts: Chinese of the `facts` captions; none: not translated", ("facts", "none"))
+    engine: str = knob(
+        "auto", "facts: Chinese of `facts` captions; none: not translated; auto: what fits the captioner",
+        ("auto", "facts", "none"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ class Recipe:
     policy: tuple[tuple[str, str], ...] = ()
 
 
-SECTIONS = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name != "policy"}
+SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name != "policy"}
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -152,6 +166,9 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
         else:
             raise UsageError(f"{where}: unknown section [{name}]{nearest(name, [*SECTIONS, 'policy'])}")
     recipe = Recipe(**sections)
+    if recipe.translate.engine == "auto":
+        fitting = "facts" if recipe.caption.engine == "facts" else "none"
+        recipe = dataclasses.replace(recipe, translate=Translate(engine=fitting))
     for key, value in (("input.uri", recipe.input.uri), ("store.uri", recipe.store.uri)):
         if not value:
             raise UsageError(f"{where}: {key} is missing; set it in the file or with --set {key}=PATH")

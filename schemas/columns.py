@@ -47,7 +47,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "sharpness": (
         Column("sharpness", REAL, "variance of the Laplacian of 8-bit luma at the canonical size, whole picture"),
-        Column("sharpness_tile", REAL, "the same in the sharpest tile: a sharp subject before a blurred ground scores high"),
+        Column("sharpness_tile", REAL, "the same in the sharpest tile: a sharp subject on a soft ground scores high"),
         Column("tenengrad", REAL, "mean squared Sobel gradient of 8-bit luma at the canonical size, whole picture"),
         Column("tenengrad_tile", REAL, "the same in the strongest tile"),
     ),
@@ -70,7 +70,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     "faces": (
         Column("faces", INT, "number of human faces found"),
         Column("face_area", REAL, "largest face box / picture area, 0..1; 0 without a face"),
-        Column("face_boxes", pa.list_(BOX), "[left, top, width, height, score] of each face; px of the displayed picture"),
+        Column("face_boxes", pa.list_(BOX), "[left, top, width, height, score] of each face, px as displayed"),
         Column("face_engine", TEXT, "detector: haar or yunet"),
     ),
     "ocr": (
@@ -78,8 +78,8 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("ocr_lines", INT, "recognised lines"),
         Column("ocr_characters", INT, "recognised characters without white space"),
         Column("ocr_confidence", REAL, "mean recognition confidence weighted by line length, 0..1; null without text"),
-        Column("ocr_area", REAL, "share of the picture under the union of the detected text boxes, read or not, 0..1; docs/detectors.md"),
-        Column("ocr_border", REAL, "share of the detected text area within 10 % of an edge (watermarks, captions), 0..1"),
+        Column("ocr_area", REAL, "share of the picture under the union of detected text boxes, 0..1"),
+        Column("ocr_border", REAL, "share of the detected text area within 10 % of an edge (watermarks), 0..1"),
         Column("ocr_language", TEXT, "script of the text: zh, en, mixed, other, or none"),
         Column("ocr_boxes", pa.list_(BOX), "[x1, y1, ... x4, y4] of each detected box; px of the displayed picture"),
         Column("ocr_scores", pa.list_(REAL), "recognition confidence of each line of `ocr_text`, 0..1"),
@@ -87,9 +87,14 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "caption": (
         Column("caption_en", TEXT, "synthetic English caption"),
-        Column("caption_engine", TEXT, "what wrote it: `facts` composes measured facts and is no vision-language model"),
+        Column("caption_engine", TEXT, "what wrote it: `facts` composes what was measured and is no model"),
         Column("caption_model", TEXT, "model name"),
         Column("caption_revision", TEXT, "revision of the model's weights or of the composing code"),
+        Column("caption_prompt", TEXT, "name or text of the prompt that was used"),
+        Column("caption_tokens_in", INT, "tokens of the prompt, picture included; null for `facts`"),
+        Column("caption_tokens_out", INT, "tokens written, without the end of sequence; null for `facts`"),
+        Column("caption_finish", TEXT, "`stop` (the model ended) or `length` (its limit); null for `facts`"),
+        Column("caption_seconds", REAL, "seconds of generation, shared with the batch; null for `facts`"),
     ),
     "translate": (
         Column("caption_zh", TEXT, "the synthetic caption in Simplified Chinese"),

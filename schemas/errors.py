@@ -18,6 +18,7 @@ ROW_ERRORS: dict[str, str] = {
     "timeout": "the row took an operator longer than engine.batch_timeout_s",
     "out_of_memory": "the row alone does not fit in memory",
     "worker_crash": "the row killed the worker process",
+    "prompt_too_long": "the prompt has more tokens than the model's context",
     "operator_failed": "the operator raised an exception; the message has its class and text",
 }
 

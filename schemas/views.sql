@@ -31,8 +31,8 @@ FROM ({errors}) AS e
 JOIN shard_numbers AS n ON n.number = e.id >> 32
 JOIN operators AS o ON o.operator = e.operator AND o.fingerprint = e.fingerprint AND o.active;
 
--- Why rows were dropped, with all predicates that they fail and not only the first.
+-- Why rows were dropped, with all predicates that they fail among those whose operators have seen the row.
 CREATE OR REPLACE VIEW drops AS
-SELECT row_id, shard, row, drop_reason, {failing} AS failing
-FROM samples
-WHERE keep = FALSE AND drop_reason IS NOT NULL;
+SELECT row_id, shard, row, verdict AS drop_reason, {failing} AS failing
+FROM (SELECT *, {verdict} AS verdict FROM wide WHERE error IS NULL)
+WHERE verdict <> '?';

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,13 @@ import numpy as np
 import pytest
 from cogvlm_tiny import config_of, tensors_of, write_checkpoint, write_tokenizer
 from PIL import Image
+from rich.console import Console
 
+from curate import pipeline
+from curate.progress import Display
+from curate.recipe import Recipe, Translate
+from curate.store import Store
+from schemas.columns import OPERATORS
 from schemas.errors import RowError
 from workers.cogvlm.captioner import CogVLM, model_name, revision
 from workers.cogvlm.config import CheckpointError, read_config
@@ -43,7 +51,7 @@ def worker(weights: Path) -> CogVLM:
 
 def test_a_caption_names_engine_model_and_revision_and_records_its_cost(worker: CogVLM, weights: Path) -> None:
     rows = worker(samples_of(6))
-    assert [set(row) for row in rows] == [{"caption_en", "caption_engine", "caption_model", "caption_revision"}] * 6
+    assert [set(row) for row in rows] == [{column.name for column in OPERATORS["caption"]}] * 6
     assert {row["caption_engine"] for row in rows} == {"cogvlm"}
     assert {row["caption_model"] for row in rows} == {"cogvlm-tiny"}
     assert {row["caption_revision"] for row in rows} == {revision(weights)}
@@ -209,3 +217,20 @@ def test_a_tokenizer_folder_of_its_own_is_used(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "vicuna")
     worker = CogVLM(weights=weights, tokenizer=tmp_path / "vicuna", prompt="short.v1", max_new_tokens=2, device="cpu")
     assert len(worker(samples_of(1))) == 1
+
+
+def test_a_tiny_checkpoint_captions_a_store_end_to_end(weights: Path, recipe: Recipe, finished_store: Path) -> None:
+    before = Store(finished_store)
+    kept = before.rows("SELECT count(*) FROM samples WHERE keep")[0][0]
+    keys = {"engine": "cogvlm", "weights": str(weights), "prompt": "short.v1", "max_new_tokens": 5, "rows": 4}
+    changed = dataclasses.replace(
+        recipe, caption=dataclasses.replace(recipe.caption, **keys), translate=Translate(engine="none")
+    )
+    assert pipeline.run(changed, display=Display(Console(file=io.StringIO()))) == 0
+    store = Store(finished_store)
+    assert store.rows("SELECT count(caption_en), count(caption_zh) FROM samples") == [(kept, 0)]
+    assert store.rows("SELECT DISTINCT caption_engine, caption_model, caption_finish FROM samples WHERE keep") == [
+        ("cogvlm", "cogvlm-tiny", "length")
+    ]
+    cells = json.loads(store.rows("SELECT report->'cells' FROM runs ORDER BY run_id DESC LIMIT 1")[0][0])
+    assert cells == {"caption": kept}

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
+
 from curate.demo import POLICY
 from curate.errors import UsageError
 from curate.recipe import SECTIONS, Recipe, from_tables, load, to_toml

@@ -50,13 +50,18 @@ class Cluster:
         self.pools: dict[str, list[_Actor]] = {}
         self.queues: dict[str, deque[Task]] = {}
         pools = list(dict.fromkeys(stage.pool for stage in plan.stages)) or ["cpu"]
-        cpus = float(self.ray.cluster_resources().get("CPU", 1))
-        count = plan.recipe.engine.workers or max(1, int(cpus) // len(pools))
+        resources = self.ray.cluster_resources()
+        cpus, self.gpus = float(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        keys = plan.recipe.engine
+        count = {"gpu": keys.gpu_workers or max(1, self.gpus)} if "gpu" in pools else {}
+        left = max(1, int(cpus) - sum(count.values()))
+        count |= {pool: keys.workers or left for pool in pools if pool != "gpu"}
         # Fractions where there are fewer CPUs than actors: an actor that can never be placed would wait for ever.
-        self.share = min(1.0, cpus / (count * len(pools)))
+        self.share = min(1.0, cpus / sum(count.values()))
+        self.gpu_share = min(1.0, self.gpus / count["gpu"]) if "gpu" in count else 0.0
         for pool in pools:
             self.queues[pool] = deque()
-            self.pools[pool] = [self._actor(pool) for _ in range(count)]
+            self.pools[pool] = [self._actor(pool) for _ in range(count[pool])]
 
     def slots(self, pool: str) -> int:
         return TASKS_PER_ACTOR * len(self.pools[pool])
@@ -125,7 +130,9 @@ class Cluster:
             self.ray.shutdown()
 
     def _actor(self, pool: str) -> _Actor:
-        options = {"num_cpus": self.share, "max_restarts": 0, "max_task_retries": 0}
+        options: dict[str, Any] = {"num_cpus": self.share, "max_restarts": 0, "max_task_retries": 0}
+        if pool == "gpu" and self.gpus:
+            options["num_gpus"] = self.gpu_share
         handle = self.actor.options(**options).remote(self.plan_ref, isolated=True)
         return _Actor(handle, handle.load.remote(pool))
 

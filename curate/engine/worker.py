@@ -111,7 +111,9 @@ class Worker:
         self.cells = None
         cells = self._open(task)
         pending = cells.pending(self.plan.stages[task.stage])
-        size = self.plan.recipe.engine.range_rows
+        stage = self.plan.stages[task.stage]
+        widest = max(operator.batch for operator in self.plan.operators[stage.first : stage.stop])
+        size = max(self.plan.recipe.engine.range_rows, widest if stage.pool == "gpu" else 1)
         groups = json.loads((cells.input.schema.metadata or {}).get(b"shard_groups", b"[0]"))
         ranges = cut(pending, groups, size)
         return Answer(rows=cells.input.num_rows, ranges=tuple(ranges), staged=cells.staged)
@@ -182,7 +184,8 @@ class Worker:
         wants_images = any(plan.operators[i].image != "none" for i in range(stage.first, stage.stop))
         images = self._read(task, rows, locators) if wants_images else [None] * len(rows)
         samples = [Sample(r, data, v, self.limits) for r, data, v in zip(rows, images, known, strict=True)]
-        for group in _by_pixels(samples):
+        shares = any(plan.operators[i].image == "pixels" for i in range(stage.first, stage.stop))
+        for group in _by_pixels(samples) if shares else [samples]:
             for i in range(stage.first, stage.stop):
                 todo = self._pending(i, group)
                 if not todo:
@@ -213,7 +216,7 @@ class Worker:
         operator = self.plan.operators[i]
         try:
             worker = self._load(i)
-            with self._watchdog():
+            with self._watchdog(len(samples)):
                 columns = worker(samples)
             _check(operator, samples, columns)
         except ContractError:
@@ -243,9 +246,9 @@ class Worker:
         return self.loaded[i]
 
     @contextmanager
-    def _watchdog(self) -> Iterator[None]:
+    def _watchdog(self, rows: int) -> Iterator[None]:
         """End what takes too long: the whole process when it is expendable, else the Python code by an exception."""
-        seconds = self.plan.recipe.engine.batch_timeout_s
+        seconds = self.plan.recipe.engine.batch_timeout_s * max(1.0, rows / 16)
         if self.isolated:
             # A C thread that needs no GIL: it ends the process even inside a native loop.
             faulthandler.dump_traceback_later(seconds, exit=True, file=2)

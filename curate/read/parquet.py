@@ -115,8 +115,8 @@ def open_file(place: Place) -> pq.ParquetFile:
     """The opened file, read through a window: a row group is never in memory as a whole, its largest page is.
 
     Not memory-mapped: over a row group of 10,000 pictures (1 GB) that peaked at 1.4 GB resident instead of 0.45 GB
-    (snappy; 1.3 instead of 0.6 GB uncompressed), for 1.5 instead of 1.3 GB/s, and a file that becomes shorter would kill
-    the worker.
+    (snappy; 1.3 instead of 0.6 GB uncompressed), for 1.5 instead of 1.3 GB/s, and a file that becomes shorter would
+    kill the worker.
     """
     source = place.path if place.local else place.fs.open_input_file(place.path)
     return pq.ParquetFile(source, buffer_size=WINDOW_BYTES, pre_buffer=False, page_checksum_verification=True)

@@ -28,13 +28,14 @@ import pyarrow as pa
 from curate.errors import StoreError
 from curate.policy import Predicate, verdict_sql
 from curate.store.files import Files
-from curate.store.parts import Part, Version, list_parts, read_table
+from curate.store.parts import Part, Version, fingerprint, list_parts, read_table
 from schemas.columns import OPERATORS, SAMPLES_FIRST
 from schemas.rows import TABLES
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
 SHARDS_PER_TRANSACTION = 256
-LAYOUT = "1"  # of the tables below; another one means: rebuild
+# Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
+LAYOUT = fingerprint({"tables": 1, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
 
 def index_path(files: Files) -> Path:
@@ -63,11 +64,14 @@ def update(
         draft = final.with_name(".captions.duckdb.draft")
         draft.unlink(missing_ok=True)
         draft.with_name(draft.name + ".wal").unlink(missing_ok=True)
-        fresh = rebuild or not _usable(final)
-        if fresh and final.exists() and not rebuild:
-            final.replace(final.with_name("captions.duckdb.damaged"))
-        if not fresh:
+        if final.exists() and not rebuild:
+            # The copy is opened and never the file itself, which somebody may hold open with a lock.
             shutil.copyfile(final, draft)
+            layout = _layout(draft)
+            if layout != LAYOUT:
+                draft.unlink()
+            if layout is None:
+                final.replace(final.with_name("captions.duckdb.damaged"))
         with duckdb.connect(config={"memory_limit": memory, "temp_directory": str(final.parent / ".tmp")}) as db:
             db.execute(f"ATTACH '{_quoted(str(draft))}' AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
             db.execute("USE store")
@@ -80,16 +84,14 @@ def update(
     return added
 
 
-def _usable(path: Path) -> bool:
-    """Whether the index exists, opens and has the present layout; anything else is rebuilt from the parts."""
-    if not path.exists():
-        return False
+def _layout(path: Path) -> str | None:
+    """The layout of an index file; None for a file that is no sound index."""
     try:
         with duckdb.connect(str(path), read_only=True) as db:
             row = db.execute("SELECT value FROM layout").fetchone()
     except duckdb.Error:
-        return False
-    return row is not None and row[0] == LAYOUT
+        return None
+    return str(row[0]) if row else None
 
 
 @contextlib.contextmanager
@@ -334,7 +336,7 @@ class _Update:
         ]
         path = [v["operator"] for v in run.get("versions", [])]
         done = ["TRUE", *(f"done_{operator}" for operator in path[1:])]
-        failing = [f"CASE WHEN {p.condition} IS NOT TRUE THEN '{p.name}' END" for p in predicates]
+        failing = [f"CASE WHEN {done[p.after]} AND {p.condition} IS NOT TRUE THEN '{p.name}' END" for p in predicates]
         views = resource_files("schemas").joinpath("views.sql").read_text("utf-8")
         self.db.execute(
             views.format(

@@ -91,7 +91,7 @@ def first_line(why: duckdb.Error) -> str:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """`names` with `_1`, `_2`, ... behind those that were there before: a row written as an object has each name once."""
+    """`names`, with a number behind those that were there before: a row written as an object has each name once."""
     taken: set[str] = set()
     for i, name in enumerate(names):
         number = 0

@@ -124,6 +124,11 @@ class CogVLM:
                 "caption_engine": "cogvlm",
                 "caption_model": self.name,
                 "caption_revision": self.revision,
+                "caption_prompt": self.prompt.name,
+                "caption_tokens_in": caption.tokens_in,
+                "caption_tokens_out": caption.tokens_out,
+                "caption_finish": caption.finish_reason,
+                "caption_seconds": caption.seconds,
             }
             for caption in self.captions
         ]
@@ -165,7 +170,7 @@ class CogVLM:
         ids, types = sequence(self.config, self.tokenizer.encode(text))
         context = self.config.max_position_embeddings
         if len(ids) >= context:
-            raise RowError("operator_failed", f"the prompt is {len(ids)} tokens long, the context {context}")
+            raise RowError("prompt_too_long", f"the prompt is {len(ids)} tokens long, the context {context}")
         square = pool.submit(_square, sample, self.config.vision.image_size)
 
         def pixels() -> Tensor:

@@ -67,8 +67,12 @@ class CaptionPrompt:
 def caption_prompt(name: str) -> CaptionPrompt:
     """The shipped prompt `name` (`short.v1`, `detailed.v1`, `detailed-hint.v1`), or the one in a .toml file.
 
+    A name with spaces is no name but the query itself.
+
     Raises ValueError that names the shipped ones, or the key that is wrong.
     """
+    if " " in name.strip() and not name.endswith(".toml"):
+        return CaptionPrompt(name.strip(), "chat", name.strip())
     path = Path(name) if name.endswith(".toml") else PROMPTS / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.toml")))

@@ -42,6 +42,11 @@ class FactsCaptioner:
                 "caption_engine": "facts",
                 "caption_model": MODEL,
                 "caption_revision": str(VERSION),
+                "caption_prompt": self.prompt,
+                "caption_tokens_in": None,
+                "caption_tokens_out": None,
+                "caption_finish": None,
+                "caption_seconds": None,
             }
             for sample in samples
         ]
