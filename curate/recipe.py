@@ -134,6 +134,12 @@ class Recipe:
     translate: Translate = Translate()
     policy: tuple[tuple[str, str], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Put what `auto` stands for in its place: past this door nothing asks again."""
+        if self.translate.engine == "auto":
+            fitting = "facts" if self.caption.engine == "facts" else "none"
+            object.__setattr__(self, "translate", Translate(engine=fitting))
+
 
 SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name != "policy"}
 
@@ -166,9 +172,6 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
         else:
             raise UsageError(f"{where}: unknown section [{name}]{nearest(name, [*SECTIONS, 'policy'])}")
     recipe = Recipe(**sections)
-    if recipe.translate.engine == "auto":
-        fitting = "facts" if recipe.caption.engine == "facts" else "none"
-        recipe = dataclasses.replace(recipe, translate=Translate(engine=fitting))
     for key, value in (("input.uri", recipe.input.uri), ("store.uri", recipe.store.uri)):
         if not value:
             raise UsageError(f"{where}: {key} is missing; set it in the file or with --set {key}=PATH")
