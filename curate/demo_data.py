@@ -445,6 +445,11 @@ def quality() -> Iterator[tuple[str, Case]]:
     sharp = bloom.filter(ImageFilter.GaussianBlur(9))
     sharp.paste(bloom.crop((380, 160, 680, 460)), (380, 160))
     still = np.asarray(moto, dtype=np.uint16)
+    face = view("astronaut.png", (26, 0, 66, 42), 300)
+    crew = Image.new("RGB", (4 * face.width, 2 * face.height))
+    for at in range(8):
+        tile = ImageOps.mirror(face) if at % 3 == 1 else face
+        crew.paste(tile, (at % 4 * face.width, at // 4 * face.height))
     total = sum((np.roll(still, shift, axis=1) for shift in range(31)), np.zeros_like(still))
     streak = (total // 31).astype(np.uint8)
     cases: tuple[tuple[str, str, Image.Image, str, str | None], ...] = (
@@ -466,6 +471,7 @@ def quality() -> Iterator[tuple[str, Case]]:
         ),
         ("rocket.jpg", "letterbox", framed(view("rocket.jpg", side=960), "black", 0, 130, 0, 130), "en", "movie still"),
         ("motorcycle_right.png", "letterbox", framed(moto, "black", 160, 0, 160, 0), "zh", "摩托车视频截图"),
+        ("astronaut.png", "crowd", crew, "en", "contact sheet of the crew portraits, eight frames"),
         ("china.jpg", "blurred", china.filter(ImageFilter.GaussianBlur(7)), "en", "blurry temple"),
         ("chelsea.png", "blurred", cat.filter(ImageFilter.GaussianBlur(12)), "zh", "模糊的猫"),
         ("motorcycle_right.png", "motion_blur", Image.fromarray(streak), "en", "fast motorcycle"),

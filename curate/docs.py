@@ -123,7 +123,7 @@ VIEWS = """\
 | `operators` | a version of an operator | `operator, fingerprint, active, engine, model, revision, facts` |
 | `runs` | a run | `run_id, started, finished, state, rows, kept, dropped, failed, exit_code, recipe, report` |
 | `shards` | an input shard of the last run | `shard, uri, format, error, message` |
-| `policy` | a predicate of the active policy | `position, name, predicate` |
+| `policy` | a predicate of the active policy, in the order in which they judge | `position, name, predicate` |
 | `commits` | a part in the index | `path, operator, fingerprint, shard, sequence, rows` |""".splitlines()
 
 PAGES = {"columns.md": columns_page, "recipe.md": recipe_page, "errors.md": errors_page}

@@ -277,7 +277,7 @@ def run(
     prepared = prepare(recipe, path)
     plan, shards = prepared.plan, prepared.shards
     record = _begin(plan, shards)
-    progress = Progress(len(shards))
+    progress = Progress(len(shards), waiting_for="workers to start")
     started = time.monotonic()
     with display.running(plan, progress), _signals(display) as stopping:
         if not _nothing_to_do(plan, shards, progress):

@@ -48,6 +48,7 @@ class Display:
         try:
             if self.console.is_terminal:
                 with Live(console=self.console, refresh_per_second=8, transient=True) as self.live:
+                    self.show(plan, progress)
                     yield
             else:
                 yield

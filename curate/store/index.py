@@ -167,8 +167,8 @@ class _Update:
             values = [shard["shard"], shard["uri"], shard["format"], shard.get("error"), shard.get("message")]
             self.db.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", values)
         self.db.execute("DELETE FROM policy")
-        for position, (name, predicate) in enumerate(newest.get("policy", [])):
-            self.db.execute("INSERT INTO policy VALUES (?, ?, ?)", [position, name, predicate])
+        for position, judge in enumerate(newest.get("predicates", [])):  # in the order in which they judge
+            self.db.execute("INSERT INTO policy VALUES (?, ?, ?)", [position, judge["name"], judge["sql"]])
         return newest
 
     def _activate(self, run: dict[str, Any]) -> bool:
