@@ -312,6 +312,28 @@ def test_a_kill_costs_at_most_the_open_range(recipe: Recipe, quiet: Quiet) -> No
     assert first + rest.tally.cells["size"] == 47
 
 
+def test_a_run_that_stops_within_its_second_stage_goes_on(recipe: Recipe, finished_once: Path) -> None:
+    path = tuple(
+        dataclasses.replace(op, pool="gpu") if op.name in ("caption", "translate") else op for op in pipeline.PATH
+    )
+    prepared = pipeline.prepare(changed(recipe, "engine", range_rows=2), path)
+    assert [stage.pool for stage in prepared.plan.stages] == ["cpu", "gpu"]
+    done: list[Compute] = []
+
+    class Watched(Inline):
+        def submit(self, pool: str, task: Any) -> None:
+            done.extend([task] if isinstance(task, Compute) and task.stage == 1 else [])
+            super().submit(pool, task)
+
+    drive(prepared.plan, Watched(prepared.plan), prepared.shards, Progress(3), lambda p: None, lambda: bool(done))
+    assert done
+    assert list((Path(recipe.store.uri) / "staging" / prepared.plan.stages[1].key).rglob("*.parquet"))
+    rest = Progress(3)
+    drive(prepared.plan, Inline(prepared.plan), prepared.shards, rest, lambda p: None, lambda: False)
+    assert rest.rows_done == 47
+    assert part_hashes(Path(recipe.store.uri)) == part_hashes(finished_once / "store")
+
+
 def test_sigint_finishes_open_ranges_and_says_how_to_go_on(recipe: Recipe, tmp_path: Path, quiet: Quiet) -> None:
     where = tmp_path / "recipe.toml"
     where.write_text(to_toml(changed(recipe, "engine", range_rows=1)), "utf-8")

@@ -55,7 +55,8 @@ class Cells:
         self.shard = shard
         self.db = duckdb.connect(config={"threads": 1})
         self.tables: dict[int, pa.Table] = {}
-        self.staged = False
+        self.staged: set[int] = set()
+        """Stages that have finished ranges which are not published yet."""
         self.load()
 
     def load(self) -> None:
@@ -77,7 +78,7 @@ class Cells:
             staged = read_staged(plan, stage, self.shard.id)
             if staged is None:
                 continue
-            self.staged = True
+            self.staged.add(stage.index)
             for i in range(stage.first, stage.stop):
                 cells = staged_cells(staged, plan.operators[i].name)
                 if i in self.tables:

@@ -60,12 +60,10 @@ class _Job:
                 self.rows = answer.rows
                 return self._stage(0)
             case Survey(stage=stage):
+                self.surveys[stage] += 1
+                if self.surveys[stage] > MAX_SURVEYS:
+                    raise CurateError(f"shard {self.shard.id}: stage {stage} is not done after {MAX_SURVEYS} rounds")
                 if answer.ranges:
-                    self.surveys[stage] += 1
-                    if self.surveys[stage] > MAX_SURVEYS:
-                        raise CurateError(
-                            f"shard {self.shard.id}: stage {stage} is still pending after {MAX_SURVEYS} rounds"
-                        )
                     return [Compute(self.shard, stage, rows) for rows in answer.ranges]
                 return [Publish(self.shard, stage)] if answer.staged else self._stage(stage + 1)
             case Compute(stage=stage) | Blame(stage=stage):

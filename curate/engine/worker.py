@@ -116,7 +116,7 @@ class Worker:
         size = max(self.plan.recipe.engine.range_rows, widest if stage.pool == "gpu" else 1)
         groups = json.loads((cells.input.schema.metadata or {}).get(b"shard_groups", b"[0]"))
         ranges = cut(pending, groups, size)
-        return Answer(rows=cells.input.num_rows, ranges=tuple(ranges), staged=cells.staged)
+        return Answer(rows=cells.input.num_rows, ranges=tuple(ranges), staged=task.stage in cells.staged)
 
     def compute(self, task: Compute) -> Answer:
         """Run the pending operators of the stage on the task's rows and stage what they say."""
