@@ -50,7 +50,7 @@ def main() -> None:
     """Print a table and the RESULT line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=2, help="times that each side runs")
+    parser.add_argument("--rounds", type=int, default=1, help="times that each side runs")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="worker processes of both sides")
     parser.add_argument("--ocr", action="store_true")
     parser.add_argument("--inline", action="store_true")
@@ -100,8 +100,8 @@ def compare(options: argparse.Namespace, shards: Path) -> dict[str, Any]:
 
 def figures_line(one: dict[str, Any], rows: int) -> str:
     return (
-        f"{rows / one['seconds']:8.1f} rows/s; {rows / one['working']:.1f} without {one['start']:.1f} s of start-up and "
-        f"{one['end']:.1f} s of index and end; {one['peak_mb']:.0f} MB peak"
+        f"{rows / one['seconds']:8.1f} rows/s; {rows / one['working']:.1f} without {one['start']:.1f} s of start-up "
+        f"and {one['end']:.1f} s of index and end; {one['peak_mb']:.0f} MB peak"
     )
 
 
@@ -137,14 +137,15 @@ def recipe_of(shards: Path, store: Path, processes: int, ocr: bool, kind: str) -
     """The embedded recipe without a policy: every operator sees every row."""
     return from_tables(
         {
-            "input": {"uri": str(shards)}, "store": {"uri": str(store)}, "ocr": {"engine": "rapidocr" if ocr else "none"},
+            "input": {"uri": str(shards)}, "store": {"uri": str(store)},
+            "ocr": {"engine": "rapidocr" if ocr else "none"},
             "engine": {"kind": "inline" if kind == "inline" else "ray", "workers": processes, "range_rows": 64},
         }
     )  # fmt: skip
 
 
 def run_job(shards: Path, processes: int, ocr: bool, side: str) -> None:
-    """The main job as `curate run` does it; notes when its workers are ready, when the last row is done, and the rest."""
+    """The main job as `curate run` does it; notes when its workers are ready and when the last row is done."""
     store = shards.with_name(shards.name + "-store")
     shutil.rmtree(store, ignore_errors=True)
     recipe = recipe_of(shards, store, processes, ocr, side)
@@ -209,6 +210,7 @@ def run_pool(shards: Path, processes: int, ocr: bool) -> None:
     files = sorted(shards.glob("*.parquet"))
     tasks = [(str(file), group) for file in files for group in range(pq.ParquetFile(file).num_row_groups)]
     recipe = recipe_of(shards, shards, processes, ocr, "pool")
+    os.environ["OMP_NUM_THREADS"] = "1"  # as Ray does for its workers: threads of NumPy would fight the processes
     spawn = multiprocessing.get_context("spawn")
     started = time.perf_counter()
     barrier = spawn.Barrier(processes + 1)
@@ -241,9 +243,7 @@ def score(task: tuple[str, int]) -> list[dict[str, Any]]:
     file, group = task
     table = pq.ParquetFile(file).read_row_group(group, columns=["image", "caption"])
     captions = table["caption"].to_pylist()
-    samples = [
-        Sample(row, data, {"caption_raw": captions[row]}) for row, data in enumerate(table["image"].to_pylist())
-    ]
+    samples = [Sample(row, data, {"caption_raw": captions[row]}) for row, data in enumerate(table["image"].to_pylist())]
     found: list[dict[str, Any]] = []
     for start in range(0, len(samples), BATCH):
         batch = samples[start : start + BATCH]

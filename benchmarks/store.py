@@ -56,8 +56,8 @@ QUERY = "SELECT drop_reason, count(*) FROM samples GROUP BY 1 ORDER BY 2 DESC"
 Random = np.random.Generator
 Make = Callable[[Random, int], Any]
 
-NOUNS = "river mountain street child dog window bridge market flower train harbour kitchen lantern field cathedral".split()
-LOOKS = "bright quiet golden narrow old crowded misty colourful distant wooden shaded modern wide gentle rainy".split()
+NOUNS = ["river", "mountain", "street", "child", "dog", "window", "bridge", "market", "flower", "harbour", "kitchen"]
+LOOKS = ["bright", "quiet", "golden", "narrow", "old", "crowded", "misty", "colourful", "distant", "wooden", "shaded"]
 HANZI = "山河街道孩子小狗窗户桥市场花火车港口厨房灯笼田野教堂明亮安静金色狭窄古老拥挤雾多彩远方"
 
 
@@ -75,7 +75,9 @@ def main() -> None:
         STEPS[options.step](options.folder)
         return
     figures: dict[str, Any] = {"benchmark": "store"}
-    figures["ingest"] = ingest(options.folder / f"store-{options.samples}", options.samples, options.shards, options.keep)
+    figures["ingest"] = ingest(
+        options.folder / f"store-{options.samples}", options.samples, options.shards, options.keep
+    )
     figures["policy"] = policy(
         options.folder / f"policy-{options.policy_samples}", options.policy_samples, options.shards, options.keep
     )
@@ -96,7 +98,9 @@ def ingest(folder: Path, samples: int, shards: int, keep: bool) -> dict[str, Any
         "nothing_new_s": again["seconds"],
     }  # fmt: skip
     print(f"ingest of {samples:,} samples, {len(OPERATORS)} operators, {parts['parts']:,} parts, {parts['mb']:,.0f} MB")
-    print(f"  {done['seconds']:8.2f} s: {figures['rows_per_s']:,} rows of parts/s, {figures['samples_per_s']:,} samples/s")
+    print(
+        f"  {done['seconds']:8.2f} s: {figures['rows_per_s']:,} rows of parts/s, {figures['samples_per_s']:,} samples/s"
+    )
     print(f"  {done['index_mb']:8.0f} MB index, {done['peak_mb']:.0f} MB peak memory")
     print(f"  {again['seconds']:8.2f} s for an ingest with nothing new", flush=True)
     if not keep:
@@ -110,11 +114,15 @@ def policy(folder: Path, samples: int, shards: int, keep: bool) -> dict[str, Any
     made = step(__spec__.name, "--step", "ingest", "--folder", folder)
     best = min((step(__spec__.name, "--step", "judge", "--folder", folder) for _ in range(3)), key=lambda s: s["total"])
     figures = {
-        "samples": samples, "index_mb": round(made["index_mb"]), "build_s": made["seconds"], "build_peak_mb": made["peak_mb"],
+        "samples": samples, "index_mb": round(made["index_mb"]), "build_s": made["seconds"],
+        "build_peak_mb": made["peak_mb"],
         "seconds": best["total"], "views_s": best["views"], "copy_s": best["copy"], "query_s": best["query"],
         "peak_mb": best["peak_mb"], "target_s": POLICY_S, "reasons": len(best["reasons"]),
     }  # fmt: skip
-    print(f"a changed policy over {samples:,} samples, index {made['index_mb']:,.0f} MB (built in {made['seconds']:.0f} s)")
+    print(
+        f"a changed policy over {samples:,} samples, "
+        f"index {made['index_mb']:,.0f} MB (built in {made['seconds']:.0f} s)"
+    )
     print(f"  {best['views']:8.2f} s to make the views (a copy of the index file alone takes {best['copy']:.2f} s)")
     print(f"  {best['query']:8.2f} s for: {QUERY}")
     print(f"  {best['peak_mb']:8.0f} MB peak memory", flush=True)
@@ -166,7 +174,10 @@ def prepare(folder: Path, samples: int, shards: int, operators: Sequence[str]) -
         names = [f"train-{i:05d}" for i in range(shards)]
         plan = begin(folder, names, operators, POLICIES[0])
         clock = time.perf_counter()
-        sizes = [write(folder, plan, name, rows, i) for i, (name, rows) in enumerate(zip(names, cut(samples, shards), strict=True))]
+        sizes = [
+            write(folder, plan, name, rows, i)
+            for i, (name, rows) in enumerate(zip(names, cut(samples, shards), strict=True))
+        ]
         print(f"made {samples:,} rows in {time.perf_counter() - clock:.0f} s", flush=True)
         stamp.write_text(json.dumps({"parts": shards * len(operators), "mb": sum(sizes) / 1e6}))
     for index in folder.glob("captions.duckdb*"):
@@ -215,8 +226,9 @@ def write(folder: Path, plan: Plan, shard: str, rows: int, seed: int) -> int:
 
 
 def column(field: pa.Field, random: Random, rows: int) -> pa.Array:
-    """Plausible values of one column; raises KeyError for a column that nobody has described here."""
-    values = COLUMNS[field.name](random, rows)
+    """Plausible values of one column; a column that nobody has described here is constant."""
+    constant = one_of("1") if pa.types.is_string(field.type) else whole(1, 2)
+    values = COLUMNS.get(field.name, constant)(random, rows)
     return values if isinstance(values, pa.Array) else pa.array(values).cast(field.type)
 
 
@@ -318,9 +330,11 @@ COLUMNS: dict[str, Make] = {
     "color_shares": lists(lambda random, rows: random.integers(1, 5, rows), ratios),
     "aesthetic": reals(5.0, 0.9, 1, 10), "aesthetic_engine": one_of("photometric"),
     "faces": lambda random, rows: np.where(random.random(rows) < 0.3, random.geometric(0.6, rows), 0),
-    "face_area": reals(0.03, 0.05, 0, 1), "face_boxes": lists(sparse(0.3, 3), numbers(5)), "face_engine": one_of("haar"),
+    "face_area": reals(0.03, 0.05, 0, 1), "face_boxes": lists(sparse(0.3, 3), numbers(5)),
+    "face_engine": one_of("haar"),
     "ocr_text": read_text, "ocr_lines": whole(0, 3), "ocr_characters": whole(0, 40),
-    "ocr_confidence": reals(0.9, 0.08, 0, 1), "ocr_area": lambda random, rows: (random.random(rows) ** 6).astype(np.float32),
+    "ocr_confidence": reals(0.9, 0.08, 0, 1),
+    "ocr_area": lambda random, rows: (random.random(rows) ** 6).astype(np.float32),
     "ocr_border": reals(0.1, 0.2, 0, 1), "ocr_language": one_of("none", "en", "zh", "mixed"),
     "ocr_boxes": lists(sparse(0.2, 4), numbers(8)), "ocr_scores": lists(sparse(0.2, 4), ratios),
     "ocr_engine": one_of("rapidocr PP-OCRv6-small"),
