@@ -34,6 +34,10 @@ from schemas.rows import TABLES
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
 SHARDS_PER_TRANSACTION = 256
+WIDEN_ROWS = 50_000
+# DuckDB's memory, tried in turn. The first is enough for rows of 1 kB and keeps a run's driver small; rows with long
+# texts of the input's own may need more.
+MEMORY = ("256MB", "1GB", "4GB")
 # Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
 LAYOUT = fingerprint({"tables": 1, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
@@ -50,9 +54,7 @@ def index_path(files: Files) -> Path:
 Counts = dict[str, int]
 
 
-def update(
-    files: Files, *, rebuild: bool = False, closing: Callable[[Counts], None] | None = None, memory: str = "1GB"
-) -> int:
+def update(files: Files, *, rebuild: bool = False, closing: Callable[[Counts], None] | None = None) -> int:
     """Bring the index up to date with the parts and the last run; returns the number of parts that were added.
 
     `closing` is told how the rows stand before the run's record is read for the last time, so that a run can write
@@ -61,26 +63,36 @@ def update(
     final = index_path(files)
     final.parent.mkdir(parents=True, exist_ok=True)
     with _lock(final.parent / ".index.lock"):
-        draft = final.with_name(".captions.duckdb.draft")
-        draft.unlink(missing_ok=True)
-        draft.with_name(draft.name + ".wal").unlink(missing_ok=True)
-        if final.exists() and not rebuild:
-            # The copy is opened and never the file itself, which somebody may hold open with a lock.
-            shutil.copyfile(final, draft)
-            layout = _layout(draft)
-            if layout != LAYOUT:
-                draft.unlink()
-            if layout is None:
-                final.replace(final.with_name("captions.duckdb.damaged"))
-        with duckdb.connect(config={"memory_limit": memory, "temp_directory": str(final.parent / ".tmp")}) as db:
-            db.execute(f"ATTACH '{_quoted(str(draft))}' AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
-            db.execute("USE store")
-            added = _Update(db, files).run(closing)
-            db.execute("USE memory")
-            db.execute("DETACH store")
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(final)
+        for memory in MEMORY:
+            try:
+                return _update(files, final, rebuild, closing, memory)
+            except duckdb.OutOfMemoryException:
+                if memory == MEMORY[-1]:
+                    raise
+    raise AssertionError("MEMORY is empty")
+
+
+def _update(files: Files, final: Path, rebuild: bool, closing: Callable[[Counts], None] | None, memory: str) -> int:
+    draft = final.with_name(".captions.duckdb.draft")
+    draft.unlink(missing_ok=True)
+    draft.with_name(draft.name + ".wal").unlink(missing_ok=True)
+    if final.exists() and not rebuild:
+        # The copy is opened and never the file itself, which somebody may hold open with a lock.
+        shutil.copyfile(final, draft)
+        layout = _layout(draft)
+        if layout != LAYOUT:
+            draft.unlink()
+        if layout is None:
+            final.replace(final.with_name("captions.duckdb.damaged"))
+    with duckdb.connect(config={"memory_limit": memory, "temp_directory": str(final.parent / ".tmp")}) as db:
+        db.execute(f"ATTACH '{_quoted(str(draft))}' AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
+        db.execute("USE store")
+        added = _Update(db, files).run(closing)
+        db.execute("USE memory")
+        db.execute("DETACH store")
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(final)
     return added
 
 
@@ -288,16 +300,52 @@ class _Update:
         return found is not None
 
     def _widen(self, shards: set[str] | None) -> None:
-        """Join the active versions into `wide`, for some shards or (None) for all, replacing what was there."""
-        within = ""
-        if shards is not None:
-            numbers = self.db.execute(
-                "SELECT number FROM shard_numbers WHERE shard IN (SELECT unnest($1)) ORDER BY 1", [sorted(shards)]
+        """Join the active versions into `wide`, for some shards or (None) for all, replacing what was there.
+
+        The rows go in id order, WIDEN_ROWS at a time: joined as a whole, a million rows with captions took 1.3 GB.
+        """
+        numbers: list[int] | None = None
+        if shards is None:
+            self.db.execute(f"CREATE OR REPLACE TABLE wide AS {self._wide_rows('FALSE')}")
+        else:
+            found = self.db.execute(
+                "SELECT number FROM shard_numbers WHERE shard IN (SELECT unnest($1))", [sorted(shards)]
             ).fetchall()
-            low, high = numbers[0][0] << 32, (numbers[-1][0] + 1) << 32
-            listed = ", ".join(str(n) for (n,) in numbers)
-            within = f" WHERE id >= {low} AND id < {high} AND id >> 32 IN ({listed})"
-            self.db.execute(f"DELETE FROM wide{within}")
+            numbers = sorted(number for (number,) in found)
+            low, high = numbers[0] << 32, (numbers[-1] + 1) << 32
+            listed = ", ".join(map(str, numbers))
+            self.db.execute(f"DELETE FROM wide WHERE id >= {low} AND id < {high} AND id >> 32 IN ({listed})")
+        self.db.execute("SET threads = 1")  # a chunk is less than a row group, so more would bring memory and no speed
+        for low, high in self._chunks(numbers):
+            self.db.execute(f"INSERT INTO wide BY NAME {self._wide_rows(f'id >= {low} AND id < {high}')}")
+        self.db.execute("RESET threads")
+
+    def _chunks(self, numbers: list[int] | None) -> Iterator[tuple[int, int]]:
+        """Ranges of ids, ascending, that hold about WIDEN_ROWS rows of the shards with these numbers (None: all)."""
+        rows = dict(
+            self.db.execute(
+                "SELECT id >> 32, max(id & 4294967295) + 1 FROM op_input AS i JOIN operators AS o "
+                "ON o.operator = 'input' AND o.fingerprint = i.fingerprint AND o.active GROUP BY 1"
+            ).fetchall()
+        )
+        chosen = sorted(rows if numbers is None else set(numbers) & set(rows))
+        low, high, held = 0, 0, 0
+        for number in chosen:
+            for first in range(0, rows[number], WIDEN_ROWS):
+                count = min(WIDEN_ROWS, rows[number] - first)
+                gap = number - (high >> 32) > 1  # shards between that are not to be joined again
+                if held and (gap or held + count > WIDEN_ROWS):
+                    yield low, high
+                    held = 0
+                if not held:
+                    low = (number << 32) + first
+                high = (number << 32) + first + count
+                held += count
+        if held:
+            yield low, high
+
+    def _wide_rows(self, within: str) -> str:
+        """SQL of the rows of `wide` whose ids are within a condition."""
         active = dict(self.db.execute("SELECT operator, fingerprint FROM operators WHERE active").fetchall())
         columns, joins, errors = [], [], []
         for operator in OPERATORS:
@@ -305,22 +353,18 @@ class _Update:
             here = f"t_{operator}"
             columns += [f"{here}.{_name(name)}" for name in own]
             mark = active.get(operator, "")
-            cells = f"(SELECT * FROM (SELECT * FROM op_{operator}{within}) WHERE fingerprint = '{mark}') AS {here}"
+            cells = f"(SELECT * FROM op_{operator} WHERE {within} AND fingerprint = '{mark}') AS {here}"
             if operator == "input":
                 joins.append(cells)
             else:
                 joins.append(f"LEFT JOIN {cells} ON {here}.id = t_input.id")
                 columns.append(f"{here}.id IS NOT NULL AS done_{operator}")
             errors.append(f"{here}.error")
-        select = (
+        return (
             f"SELECT t_input.id, n.shard || ':' || (t_input.id & 4294967295) AS row_id, n.shard, "
             f"t_input.id & 4294967295 AS row, {', '.join(columns)}, coalesce({', '.join(errors)}) AS error "
             f"FROM {' '.join(joins)} JOIN shard_numbers AS n ON n.number = t_input.id >> 32 ORDER BY t_input.id"
         )
-        if shards is None:
-            self.db.execute(f"CREATE OR REPLACE TABLE wide AS {select}")
-        else:
-            self.db.execute(f"INSERT INTO wide BY NAME {select}")
 
     def _columns_of(self, operator: str) -> list[str]:
         skip = {"id", "fingerprint", "error", "message"}
