@@ -175,3 +175,18 @@ def test_the_revision_follows_the_content_and_needs_no_loading(tmp_path: Path) -
     commit = "0123456789abcdef0123456789abcdef01234567"
     hub = write_checkpoint(tmp_path / "models--zai-org--cogvlm-chat-hf" / "snapshots" / commit)
     assert revision(hub) == commit[:12]
+
+
+def test_the_revision_changes_with_every_single_tensor(tmp_path: Path) -> None:
+    tensors = tensors_of(config_of())
+    # Larger than what is read of one tensor at a time, so that start and middle are pieces of their own.
+    tensors["lm_head.weight"] = torch.zeros(4096, 48)
+    folder = write_checkpoint(tmp_path, tensors=tensors)
+    seen = {revision(folder)}
+    for name, tensor in tensors.items():
+        save_file(tensors | {name: tensor + 1e-3}, folder / "model.safetensors")
+        seen.add(revision(folder))
+    assert len(seen) == 1 + len(tensors)
+    (folder / "model.safetensors").write_bytes(b"no header")
+    with pytest.raises(CheckpointError, match="no safetensors header"):
+        revision(folder)
