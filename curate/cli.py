@@ -84,8 +84,8 @@ def sql(
     store: StoreAt,
     query: Annotated[str, typer.Argument(metavar="SQL", help="One statement over samples, captions, errors, ...")],
     format: Annotated[
-        str, typer.Option("--format", "-f", help="table, csv, json (one object a line), parquet.")
-    ] = "table",
+        str, typer.Option("--format", "-f", help="table, csv, json (one object a line), parquet. [default: table]")
+    ] = "",
     limit: Annotated[int, typer.Option(help="Rows at most; 0: all. [default: 40 for table, all otherwise]")] = -1,
     timeout: Annotated[float, typer.Option(help="Seconds a query may take.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write instead of standard output.")] = None,
@@ -94,8 +94,14 @@ def sql(
     from curate.store import Store
     from curate.store import query as q
 
-    if format not in ("table", "csv", "json", "parquet"):
-        raise UsageError(f"--format {format!r} is not known; use table, csv, json or parquet")
+    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    if not format:
+        format = kinds.get(out.suffix, "") if out else "table"
+    if format not in ("table", *kinds.values()) or (out and format == "table"):
+        wish = f"--format {format!r}" if format else f"--out {out}"
+        raise UsageError(f"{wish}: use --format csv, json or parquet with --out, or table without")
+    if limit < -1 or timeout <= 0:
+        raise UsageError(f"--limit {limit} --timeout {timeout:g}: a limit is at least 0, a timeout more than 0 seconds")
     rows = (40 if format == "table" else 0) if limit < 0 else limit
     db = Store(store).connection()
     table = q.run(db, query, rows + 1 if format == "table" and rows else rows, timeout)
@@ -168,7 +174,7 @@ def verify(store: StoreAt) -> None:
     for problem in problems:
         typer.echo(problem)
     if problems:
-        raise CurateError(f"{len(problems)} problems; parts are the truth: curate store rebuild {store}")
+        raise CurateError(f"{len(problems)} problems; those of the index alone: curate store rebuild {store}")
     typer.echo("parts, ledger and index agree")
 
 

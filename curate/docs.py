@@ -54,8 +54,9 @@ def recipe_page() -> str:
         "output, in `STORE/runs/<run>/recipe.toml`. Relative paths start at the current directory.",
         "",
         '`[policy]` holds lines `name = "SQL predicate"` over the columns of docs/columns.md and the input\'s own. They',
-        "judge in the order of the path; the first that is not TRUE is the row's `drop_reason` (`<name>_null` when it",
-        "was NULL). Predicates see one row: no subqueries, aggregates or `random()`.",
+        "judge in the order of the file, those over cheap columns before those over costly operators' (faces, OCR,",
+        "captions); the first that is not TRUE is the row's `drop_reason`, `<name>_null` when it was NULL or could not",
+        "be evaluated. Predicates see one row: no subqueries, aggregates or `random()`.",
     ]
     for name, section in SECTIONS.items():
         types = get_type_hints(section)

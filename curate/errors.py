@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_LISTED = 12  # known words in a hint
 DONE, FAILED, USAGE, TOO_MANY_FAILED_ROWS = 0, 1, 2, 3
 
 
@@ -38,4 +39,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(words)}" if words else ""
+    listed = ", ".join(words[:MOST_LISTED]) + (
+        f" and {len(words) - MOST_LISTED} more" if len(words) > MOST_LISTED else ""
+    )
+    return f"; known: {listed}" if words else ""

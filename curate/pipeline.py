@@ -8,6 +8,7 @@ The same entry as `curate run`; on a Ray cluster: `ray job submit -- python -m c
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from curate import read
@@ -178,6 +180,11 @@ def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _caption_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers.cogvlm.prompt import caption_prompt
+
+    prompt = recipe.caption.prompt
+    if re.search(r"\.toml$|\.v\d+$|^\s*$", prompt):  # meant as a file or a shipped prompt: then it must exist
+        caption_prompt(prompt)
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION), "prompt": recipe.caption.prompt}
 
 
@@ -279,7 +286,7 @@ def run(
     record = _begin(plan, shards)
     progress = Progress(len(shards), waiting_for="workers to start")
     started = time.monotonic()
-    with display.running(plan, progress), _signals(display) as stopping:
+    with _recorded(plan, record), display.running(plan, progress), _signals(display) as stopping:
         if not _nothing_to_do(plan, shards, progress):
             engine = (make_engine or _engine)(plan)
             try:
@@ -328,7 +335,9 @@ def _input_schema(shards: Sequence[read.Shard], files: Files, version: Version) 
         else:
             try:
                 schema = read.index(shard).table.schema
-            except read.InputError:
+            except read.InputError as why:
+                if why.code == "no_image_column" and shard.spec.image_column:
+                    raise UsageError(why.message) from None
                 continue
         fixed = {column.name for column in (*ROW, *FAILURE)}
         return pa.schema([f for f in schema if f.name not in fixed and not f.name.startswith("_")])
@@ -352,6 +361,7 @@ def _begin(plan: Plan, shards: Sequence[read.Shard]) -> dict[str, Any]:
             "predicates": [
                 {"name": p.name, "sql": p.sql, "columns": sorted(p.columns), "after": p.after} for p in plan.predicates
             ],
+            "types": _types(plan),
             "versions": [{"operator": v.operator, "fingerprint": v.fingerprint} for v in plan.versions],
             "shards": [{"shard": s.id, "uri": s.uri, "format": s.format} for s in shards],
         }
@@ -360,6 +370,27 @@ def _begin(plan: Plan, shards: Sequence[read.Shard]) -> dict[str, Any]:
     except OSError as why:
         raise CurateError(f"store {files.uri}: cannot be written: {why.strerror or why}") from None
     return record
+
+
+@contextmanager
+def _recorded(plan: Plan, record: dict[str, Any]) -> Iterator[None]:
+    """Write into the run's record that it failed, when it does. One that is killed stays `running`."""
+    try:
+        yield
+    except BaseException:
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(plan, record | {"state": "failed", "finished": finished, "exit_code": FAILED})
+        raise
+
+
+def _types(plan: Plan) -> dict[str, str]:
+    """DuckDB's types of the columns that the policy reads, as it was checked."""
+    names = sorted(set().union(*(p.columns for p in plan.predicates)))
+    if not names:
+        return {}
+    with duckdb.connect() as db:
+        db.register("rows_in", plan.schema.empty_table().select(names))
+        return {row[0]: row[1] for row in db.execute("DESCRIBE rows_in").fetchall()}
 
 
 def _run_id(plan: Plan, now: datetime) -> str:

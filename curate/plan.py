@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
         operators,
         tuple(versions),
         _stages(operators, versions),
-        policy.compile_policy(recipe.policy, schema, writer),
+        policy.compile_policy(recipe.policy, schema, writer, [i for i, op in enumerate(operators) if op.costly]),
         schema,
         files,
     )

@@ -1,15 +1,15 @@
 """Filters are SQL: an ordered list of named DuckDB predicates over score columns.
 
 The same text gates the costly operators inside the job and is the CASE expression of the view `samples`. Predicates
-judge in the order of the path (those whose columns are known earlier come first; within one operator in the recipe's
-order). The first one that is not TRUE is the row's drop reason; NULL never passes and has its own reason,
-`<name>_null`.
+judge in the recipe's order, but those over cheap columns before those over each costly operator's, since they decide
+whether it sees the row. The first one that is not TRUE is the row's drop reason; NULL never passes and has its own
+reason, `<name>_null`. A predicate that cannot be evaluated on a row (a cast of odd text) is NULL there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,16 @@ class Predicate:
 
 
 def compile_policy(
-    policy: Iterable[tuple[str, str]], schema: pa.Schema, operator_of: dict[str, int], where: str = "recipe"
+    policy: Iterable[tuple[str, str]],
+    schema: pa.Schema,
+    operator_of: dict[str, int],
+    costly: Collection[int] = (),
+    where: str = "recipe",
 ) -> tuple[Predicate, ...]:
-    """Check every predicate against the columns in `schema` and order them by the path.
+    """Check every predicate against the columns in `schema` and put them in the order in which they judge.
 
-    `operator_of` maps a column to the index in the path of the operator that writes it. Raises UsageError that names
+    `operator_of` maps a column to the index in the path of the operator that writes it; `costly` are the indices of the
+    operators that see survivors only. Raises UsageError that names
     the predicate, what is wrong and the nearest column.
     """
     known = {name.lower(): name for name in schema.names}
@@ -65,7 +70,7 @@ def compile_policy(
             _check_type(db, sql, at)
             after = max((operator_of[c] for c in columns), default=0)
             predicates.append(Predicate(name, sql, frozenset(columns), after))
-    return tuple(sorted(predicates, key=lambda p: p.after))
+    return tuple(sorted(predicates, key=lambda p: sum(i <= p.after for i in costly)))
 
 
 def gate(predicates: Sequence[Predicate], operator: int) -> str | None:
@@ -97,10 +102,12 @@ def _literal(text: str) -> str:
 
 def _columns(db: duckdb.DuckDBPyConnection, sql: str, unstable: set[str], at: str) -> set[str]:
     """Columns that the predicate reads, from DuckDB's own parser; refuses anything that is not one plain expression."""
-    row = db.execute("SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT ({sql}\n)"]).fetchone()
-    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
-    if tree.get("error"):
-        raise UsageError(f"{at}: {str(tree.get('error_message', 'not SQL')).splitlines()[0]}")
+    # Without parentheses first, so that `a) OR (b` is no condition; with them, so that `a AS b` is none.
+    for text in (f"SELECT {sql}\n", f"SELECT ({sql}\n)"):
+        row = db.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchone()
+        tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+        if tree.get("error"):
+            raise UsageError(f"{at}: {str(tree.get('error_message', 'not SQL')).splitlines()[0]}")
     statements = tree["statements"]
     node = statements[0]["node"]
     one_expression = (

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 STATUS_EVERY_S = 1.0
+SHARDS_SHOWN = 10  # failed shards that are named at the end; the table `shards` has them all
 
 
 class Display:
@@ -87,19 +88,20 @@ class Display:
         self, plan: Plan, progress: Progress, store: Store, seconds: float, code: int, failed_share: float
     ) -> None:
         """The closing table: rows in, kept, dropped by reason, failed, captions, images/s by operator."""
-        for shard, (error, message) in sorted(progress.shard_errors.items()):
+        self.console.print(summary(store, progress, seconds))
+        for shard, (error, message) in sorted(progress.shard_errors.items())[:SHARDS_SHOWN]:
             self.console.print(
                 f"shard {shard} failed: {error}: {message}", style="red", highlight=False, soft_wrap=True
             )
-        self.console.print(summary(store, progress, seconds))
         if progress.interrupted:
             self.console.print("Interrupted. Nothing is lost: run the same command to go on.", style="yellow")
         elif code == TOO_MANY_FAILED_ROWS:
             allowed = plan.recipe.run.max_failed_share
             which = f"{len(progress.shard_errors)} shards" if progress.shard_errors else f"{failed_share:.1%} of rows"
+            query = "from shards where error is not null" if progress.shard_errors else "from errors"
             self.console.print(
                 f"Finished, but {which} failed (run.max_failed_share = {allowed:g}); see: "
-                f'curate sql {plan.recipe.store.uri} "select * from errors"',
+                f'curate sql {plan.recipe.store.uri} "{query}"',
                 style="red", highlight=False, soft_wrap=True,
             )  # fmt: skip
         elif code == DONE and not progress.tally.cells.total():

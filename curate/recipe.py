@@ -52,7 +52,7 @@ class Engine:
 @dataclass(frozen=True)
 class Run:
     exhaustive: bool = knob(False, "score rejected rows with the costly operators too")
-    max_failed_share: float = knob(0.01, "share of rows that may fail before the exit code is 3", at_least=0.0)
+    max_failed_share: float = knob(0.01, "share of rows, 0..1, that may fail before the exit code is 3", at_least=0.0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
     for key, value in (("input.uri", recipe.input.uri), ("store.uri", recipe.store.uri)):
         if not value:
             raise UsageError(f"{where}: {key} is missing; set it in the file or with --set {key}=PATH")
-    if recipe.translate.engine == "facts" and recipe.caption.engine not in ("facts", "none"):
+    if recipe.translate.engine == "facts" and recipe.caption.engine != "facts":
         raise UsageError(
             f"{where}: translate.engine='facts' only translates captions of caption.engine='facts', "
             f"not {recipe.caption.engine!r}; set translate.engine='none' or another translator"

@@ -38,7 +38,7 @@ def show(table: pa.Table, limit: int, console: Console | None = None) -> None:
     if not rows.num_rows:
         _line(console, Text("no rows", style="dim"))
     if more:
-        _line(console, Text(f"{limit} of more rows; --limit 0 shows all", style="dim"))
+        _line(console, Text(f"the first {limit} rows; --limit 0 shows all", style="dim"))
 
 
 def format_value(value: Any) -> str | None:

@@ -26,6 +26,8 @@ SHARD_ERRORS: dict[str, str] = {
     "shard_unreadable": "the file is no readable shard",
     "no_image_column": "no column holds pictures; name it with input.image_column",
     "shard_changed": "the shard is not the file that was scored before",
+    "part_damaged": "a part of the shard in the store does not read; forget the shard and run again",
+    "column_type": "a column that the policy reads has a type that does not fit the first shard's",
     "too_many_crashes": "more rows killed a worker than engine.max_crashes_per_shard allows",
     "shard_crash": "reading or publishing the shard killed the worker process",
 }

@@ -16,3 +16,8 @@ CREATE TABLE IF NOT EXISTS shards (       -- input shards of the last run, with 
     shard VARCHAR PRIMARY KEY, uri VARCHAR, format VARCHAR, error VARCHAR, message VARCHAR);
 CREATE TABLE IF NOT EXISTS policy (position INTEGER, name VARCHAR, predicate VARCHAR);
 """
+
+
+def identifier(name: str) -> str:
+    """A column name as DuckDB reads it whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'

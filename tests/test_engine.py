@@ -7,14 +7,17 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,10 +31,13 @@ from curate.engine.driver import Progress, drive
 from curate.engine.inline import Inline
 from curate.engine.tasks import Compute
 from curate.engine.worker import Worker, cut
+from curate.errors import CurateError
+from curate.explain import lineage
 from curate.plan import Operator
 from curate.progress import Display
 from curate.recipe import Recipe, to_toml
 from curate.store import Store
+from curate.store.verify import forget, verify
 from schemas.errors import RowError
 from workers.sample import Sample
 
@@ -261,6 +267,28 @@ def test_more_failed_rows_than_allowed_is_exit_code_3(recipe: Recipe, quiet: Qui
     assert code == 3
 
 
+def kill_while_it_works(command: list[str], store: Path, kills: int) -> None:
+    """Start the run `kills` times, each time killing it when it has saved a few more files than before (0 to 2)."""
+    moments = random.Random(20)
+    for _ in range(kills):
+        target = saved(store) + moments.randint(0, 2)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and saved(store) <= target:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            shutil.rmtree(store)  # this time it was done before; the next kills hit a run from the start
+
+
+def saved(store: Path) -> int:
+    """Finished ranges and published parts so far: ranges that are replaced by their part count on."""
+    return sum(1 for folder in ("staging", "parts") for path in (store / folder).rglob("[!.]*.parquet"))
+
+
 @pytest.mark.usefixtures("finished_store")
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(
     recipe: Recipe, quiet: Quiet, tmp_path: Path
@@ -269,24 +297,23 @@ def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(
     disturbed = changed(disturbed, "engine", range_rows=1)
     where = tmp_path / "recipe.toml"
     where.write_text(to_toml(disturbed), "utf-8")
-    moments = random.Random(20)
-    kills = 0
-    for _ in range(60):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "curate.pipeline", str(where)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            process.wait(timeout=moments.uniform(0.6, 2.4))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if kills == 20:
-            break
-    assert kills == 20
+    command = [sys.executable, "-m", "curate.pipeline", str(where)]
+    kill_while_it_works(command, tmp_path / "disturbed", kills=20)
     run(disturbed, quiet)
     assert part_hashes(tmp_path / "disturbed") == part_hashes(Path(recipe.store.uri))
     assert Store(disturbed.store.uri).counts() == Store(recipe.store.uri).counts()
+
+
+@pytest.mark.usefixtures("finished_store")
+def test_a_run_on_ray_whose_driver_is_killed_ends_as_if_it_had_not_been(
+    recipe: Recipe, quiet: Quiet, tmp_path: Path
+) -> None:
+    disturbed = changed(recipe, "store", uri=str(tmp_path / "disturbed"))
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(changed(disturbed, "engine", kind="ray", range_rows=1)), "utf-8")
+    kill_while_it_works([sys.executable, "-m", "curate.pipeline", str(where)], tmp_path / "disturbed", kills=2)
+    run(disturbed, quiet)
+    assert part_hashes(tmp_path / "disturbed") == part_hashes(Path(recipe.store.uri))
 
 
 def test_a_kill_costs_at_most_the_open_range(recipe: Recipe, quiet: Quiet) -> None:
@@ -409,3 +436,69 @@ def test_a_worker_that_breaks_its_contract_stops_the_run(recipe: Recipe, quiet: 
     with pytest.raises(Exception, match="face_area"):
         drive(prepared.plan, Inline(prepared.plan), prepared.shards, Progress(3), lambda p: None, lambda: False)
     assert Worker(prepared.plan, isolated=False).plan is prepared.plan
+
+
+def test_columns_of_every_odd_type_and_name_pass_through(recipe: Recipe, quiet: Quiet, shards: Path) -> None:
+    table = pq.read_table(shards / "train-00002.parquet")
+    rows = table.num_rows
+    odd = {
+        'a"b': pa.array(range(rows), pa.int32()),
+        "half": pa.array(np.arange(rows, dtype=np.float16)),
+        "vectors": pa.array([[np.float16(1.5)]] * rows, pa.list_(pa.float16())),
+        "wide": pa.array([Decimal("1.5")] * rows, pa.decimal256(60, 3)),
+        "zoned": pa.array([0] * rows, pa.timestamp("us", tz="UTC")),
+    }
+    for name, column in odd.items():
+        table = table.append_column(name, column)
+    for shard in shards.glob("*.parquet"):
+        shard.unlink()
+    pq.write_table(table, shards / "odd.parquet")
+    strict = dataclasses.replace(recipe, policy=(("odd", '"a""b" >= 2 AND half < 6'),))
+    code, _ = run(strict, quiet)
+    assert code == 0
+    store = Store(recipe.store.uri)
+    assert store.rows('SELECT "a""b", half, vectors, wide, epoch(zoned) FROM samples WHERE row = 4') == [
+        (4, 4.0, [1.5], "1.500", 0.0)
+    ]
+    assert lineage(store, "odd:4")["row_id"] == "odd:4"
+
+
+def test_a_shard_whose_column_does_not_fit_the_policy_fails_alone(recipe: Recipe, quiet: Quiet, shards: Path) -> None:
+    other = pq.read_table(shards / "train-00002.parquet")
+    pq.write_table(other.append_column("x", pa.array(["many"] * other.num_rows)), shards / "train-00002.parquet")
+    for name in ("train-00000", "train-00001"):
+        table = pq.read_table(shards / f"{name}.parquet")
+        pq.write_table(table.append_column("x", pa.array(range(table.num_rows))), shards / f"{name}.parquet")
+    code, _ = run(dataclasses.replace(recipe, policy=(("x", "x >= 0"),)), quiet)
+    store = Store(recipe.store.uri)
+    assert code == 3
+    assert store.rows("SELECT shard, error FROM shards WHERE error IS NOT NULL") == [("train-00002", "column_type")]
+    assert store.rows("SELECT count(*) FROM samples WHERE shard <> 'train-00002' AND keep") == [(36,)]
+
+
+def test_a_damaged_part_stops_its_shard_only_and_says_the_way_out(
+    recipe: Recipe, quiet: Quiet, finished_store: Path
+) -> None:
+    part = next((finished_store / "parts").glob("sharpness@*/train-00001.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    code, _ = run(dataclasses.replace(recipe, policy=()), quiet)
+    store = Store(finished_store)
+    ((shard, error, message),) = store.rows("SELECT shard, error, message FROM shards WHERE error IS NOT NULL")
+    assert (code, shard, error) == (3, "train-00001", "part_damaged")
+    assert "curate store forget STORE train-00001" in message
+    store.rebuild()
+    assert store.counts()["rows"] == 47
+    forget(store, "train-00001")
+    assert run(recipe, quiet)[0] == 0
+    assert verify(store) == []
+
+
+def test_a_run_that_fails_is_recorded_as_failed(recipe: Recipe, quiet: Quiet) -> None:
+    def broken(recipe: Recipe) -> Any:
+        raise OSError("no such weights")
+
+    path = tuple(dataclasses.replace(op, load=broken) if op.name == "faces" else op for op in pipeline.PATH)
+    with pytest.raises(CurateError, match="operator faces does not load: OSError: no such weights"):
+        pipeline.run(recipe, path=path, display=quiet())
+    store = Store(recipe.store.uri)
+    assert store.rows("SELECT state, exit_code FROM runs") == [("failed", 1)]

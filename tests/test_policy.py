@@ -28,8 +28,11 @@ WRITER = {"license": 0, "tags": 0, "width": 1, "height": 1, "sharpness": 2, "fac
         ("sharpnes >= 3", "no column 'sharpnes'; did you mean 'sharpness'?"),
         ("width", "gives INTEGER, must be true or false"),
         ("width >", "syntax error"),
-        ("width > 3; DROP TABLE x", "syntax error"),
-        ("1) FROM x WHERE (2", "must be one condition"),
+        ("width > 3; DROP TABLE x", "Only SELECT"),
+        ("1) FROM x WHERE (2", "syntax error"),
+        ("width > 0) OR (1 = 1", "syntax error"),
+        ("width > 0 AS w", "syntax error"),
+        ("width > 0 ORDER BY 1", "syntax error"),
         ("1, 2", "must be true or false"),
         ("width > (SELECT 1)", "subqueries are not possible"),
         ("avg(width) > 3", "aggregates"),
@@ -49,9 +52,10 @@ def test_a_bad_predicate_is_refused_with_its_name_and_the_reason(predicate: str,
     assert "\n" not in text
 
 
-def test_predicates_judge_in_the_order_of_the_path_then_of_the_recipe() -> None:
+def test_predicates_judge_in_the_order_of_the_recipe_but_cheap_ones_before_costly_ones() -> None:
     policy = [("crowd", "faces <= 5"), ("sharp", "sharpness > 1"), ("big", "WIDTH > 9"), ("free", "license = 'cc0'")]
-    assert [p.name for p in compile_policy(policy, SCHEMA, WRITER)] == ["free", "big", "sharp", "crowd"]
+    assert [p.name for p in compile_policy(policy, SCHEMA, WRITER, costly=[3])] == ["sharp", "big", "free", "crowd"]
+    assert [p.name for p in compile_policy(policy, SCHEMA, WRITER)] == ["crowd", "sharp", "big", "free"]
 
 
 def test_columns_are_found_in_any_case_and_lambda_parameters_are_none() -> None:

@@ -403,7 +403,8 @@ def test_equally_named_columns_of_a_query_are_all_written(finished_once: Path, t
 
     table = q.run(Store(finished_once / "store").connection(), "SELECT 1 AS a, 2 AS a, 3 AS a_1", 0, 10.0)
     q.write(table, "json", tmp_path / "out.json")
-    assert (tmp_path / "out.json").read_text() == '{"a": 1, "a_1": 2, "a_1_1": 3}\n'
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written.values()) == [1, 2, 3]  # the names of repeats differ between DuckDB 1.5 and 2.0
 
 
 def test_of_two_runs_that_began_in_the_same_second_the_later_one_is_active(

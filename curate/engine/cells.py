@@ -13,9 +13,10 @@ import duckdb
 import pyarrow as pa
 
 from curate.plan import Plan, Stage
-from curate.read import Shard
+from curate.read import InputError, Shard
 from curate.store.parts import latest, parts_of, read_parts, read_table
 from schemas.columns import FAILURE, OPERATORS
+from schemas.rows import identifier
 
 IN_PATH = {name: [c.name for c in columns] for name, columns in OPERATORS.items()}
 
@@ -68,7 +69,7 @@ class Cells:
         self.input = table
         read = set().union(*(p.columns for p in plan.predicates), *(o.needs for o in plan.operators))
         own = [name for name in table.column_names if name == "row" or name in read]
-        self.tables = {0: table.select(own)}
+        self.tables = {0: self._typed(table.select(own))}
         for i, operator in enumerate(plan.operators[1:], start=1):
             wanted = ["row", "error", *(name for name in IN_PATH[operator.name] if name in read)]
             cells = read_parts(plan.files, parts_of(plan.files, plan.versions[i], self.shard.id), wanted)
@@ -88,6 +89,21 @@ class Cells:
         self.columns = self._columns()
         for i, table in self.tables.items():
             self.db.register(f"cells_{i}", table)
+
+    def _typed(self, table: pa.Table) -> pa.Table:
+        """The columns that predicates read, in the types of the first shard, for which the policy was checked."""
+        for i, field in enumerate(table.schema):
+            wanted = self.plan.schema.field(field.name).type if field.name in self.plan.schema.names else field.type
+            if wanted != field.type:
+                try:
+                    table = table.set_column(i, field.name, table[field.name].cast(wanted))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as why:
+                    raise InputError(
+                        "column_type",
+                        f"{self.shard.uri}: column {field.name!r} is {field.type}, in the first shard {wanted}, "
+                        f"and the policy reads it: {str(why).splitlines()[0]}",
+                    ) from None
+        return table
 
     def pending(self, stage: Stage) -> list[int]:
         """Rows, ascending, on which some operator of the stage is pending."""
@@ -124,12 +140,12 @@ class Cells:
     def _select(self) -> str:
         plan = self.plan
         others = [i for i in self.tables if i > 0]
-        columns = [f'cells_{i}."{name}"' for name, i in self.columns.items()]
+        columns = [f"cells_{i}.{identifier(name)}" for name, i in self.columns.items()]
         read = set().union(*(p.columns for p in plan.predicates), *(o.needs for o in plan.operators))
         missing = [name for name in read if name in plan.schema.names and name not in self.columns]
         if missing:
             self.db.register("cells_missing", plan.schema.empty_table().select(missing))
-        columns += [f'missing."{name}"' for name in missing]
+        columns += [f"missing.{identifier(name)}" for name in missing]
         columns += [f"{f'cells_{i}.row IS NOT NULL' if i in self.tables else 'FALSE'} AS done_{i}" for i in self._all()]
         failed = " OR ".join(f"coalesce(cells_{i}.error IS NOT NULL, FALSE)" for i in others) or "FALSE"
         joins = " ".join(f"LEFT JOIN cells_{i} ON cells_{i}.row = cells_0.row" for i in others)

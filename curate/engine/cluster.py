@@ -158,12 +158,13 @@ def _start(ray: Any) -> None:
             ray.init(address="auto", **common)
         else:
             ray.init(
+                address="local",  # else Ray would join any cluster that was started on this machine
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=os.environ.get("RAY_TMPDIR"),
                 **common,
             )
-    except (ConnectionError, RuntimeError, OSError) as why:
+    except (ConnectionError, RuntimeError, OSError, ValueError) as why:
         raise CurateError(
             f"Ray does not start: {str(why).splitlines()[0]}; set RAY_AUTH_MODE=token for a cluster with a token, "
             "or run without Ray: --set engine.kind=inline"

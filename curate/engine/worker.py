@@ -26,7 +26,7 @@ from curate.engine.tasks import Answer, Blame, Compute, Index, Publish, Survey, 
 from curate.errors import CurateError
 from curate.plan import Operator, Plan, Stage
 from curate.plan import Worker as Callable
-from curate.store.parts import encode, parts_of, publish, read_table
+from curate.store.parts import DamagedError, encode, parts_of, publish, read_table
 from schemas.columns import OPERATORS, ROW
 from schemas.errors import RowError
 from workers.picture import Limits, header_pixels
@@ -56,38 +56,39 @@ class Worker:
 
     def run(self, task: Task) -> Answer:
         """Do one task. Failures of rows and shards are answers; an exception means that the run cannot go on."""
-        match task:
-            case Index():
-                return self.index(task)
-            case Survey():
-                return self.survey(task)
-            case Compute():
-                return self.compute(task)
-            case Blame():
-                return self.blame(task)
-            case Publish():
-                return self.publish(task)
+        try:
+            match task:
+                case Index():
+                    return self.index(task)
+                case Survey():
+                    return self.survey(task)
+                case Compute():
+                    return self.compute(task)
+                case Blame():
+                    return self.blame(task)
+                case Publish():
+                    return self.publish(task)
+        except read.InputError as failure:
+            return Answer(shard_error=(failure.code, failure.message))
+        except DamagedError as failure:
+            return Answer(shard_error=("part_damaged", str(failure)))
 
     def index(self, task: Index) -> Answer:
         """Publish the part of operator `input`; a shard that changed since it was scored fails."""
         plan, shard = self.plan, task.shard
         version = plan.versions[0]
-        try:
-            there = parts_of(plan.files, version, shard.id)
-            if there:
-                identity = read.index(shard).identity
-                known = read_table(plan.files, there[0].path, ["row"])
-                before = (known.schema.metadata or {}).get(b"shard_identity", b"").decode()
-                if before != identity:
-                    raise read.InputError(
-                        "shard_changed",
-                        f"{shard.uri} is not the file that was scored before; give the new one another name, "
-                        f"or forget the old one with: curate store forget {plan.files.uri} {shard.id}",
-                    )
-                return Answer(rows=known.num_rows)
-            index = read.index(shard)
-        except read.InputError as failure:
-            return Answer(shard_error=(failure.code, failure.message))
+        there = parts_of(plan.files, version, shard.id)
+        index = read.index(shard)
+        if there:
+            known = read_table(plan.files, there[0].path, ["row"])
+            before = (known.schema.metadata or {}).get(b"shard_identity", b"").decode()
+            if before != index.identity:
+                raise read.InputError(
+                    "shard_changed",
+                    f"{shard.uri} is not the file that was scored before; give the new one another name, "
+                    f"or forget the old one with: curate store forget {plan.files.uri} {shard.id}",
+                )
+            return Answer(rows=known.num_rows)
         table, count = index.table, index.table.num_rows
         columns = {
             "shard": pa.array([shard.id] * count, pa.string()),

@@ -92,6 +92,23 @@ def pick(names: list[str], wanted: tuple[str, ...]) -> str:
     return next((folded[word] for word in wanted if word in folded), "")
 
 
+def queryable(kind: pa.DataType) -> pa.DataType:
+    """The type that DuckDB reads in place of `kind`: float32 for half floats, text for decimals of over 38 digits."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_decimal256(kind):
+        return TEXT
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(queryable(kind.value_type), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(queryable(kind.value_type))
+    if pa.types.is_list(kind):
+        return pa.list_(queryable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(queryable(field.type)) for field in kind])
+    return kind
+
+
 def assemble(captions: pa.Array | pa.ChunkedArray, locators: dict[str, pa.Array], own: pa.Table) -> pa.Table:
     """The index table. The input's own names give way, by the prefix `input_`, to ours, to `_` and to one another.
 
@@ -100,6 +117,8 @@ def assemble(captions: pa.Array | pa.ChunkedArray, locators: dict[str, pa.Array]
     columns: dict[str, Any] = {"caption_raw": captions.cast(TEXT), **locators}
     taken = {name.casefold() for name in RESERVED} | set(columns)
     for name, column in zip(own.column_names, own.columns, strict=True):
+        if (kind := queryable(column.type)) != column.type:
+            column = column.cast(kind)
         while not name or name.startswith("_") or name.casefold() in taken:
             name = f"input_{name}"
         taken.add(name.casefold())

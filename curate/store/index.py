@@ -5,7 +5,8 @@ It is never written in place. An update works on a copy beside it, in transactio
 never stops a job, and a kill leaves the old index whole. One updater works at a time (`.index.lock`).
 
     op_<operator>     cells of all versions of one operator; id = shard number << 32 | row
-    wide              one row per input row: the active versions, joined once at ingest and not in every query
+    wide_cells        one row per input row: the active versions, joined once at ingest and not in every query
+    wide              a view of it in which columns that the policy reads have the types that it was checked for
     samples, ...      views (schemas/views.sql)
 """
 
@@ -15,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +30,9 @@ import pyarrow as pa
 from curate.errors import StoreError
 from curate.policy import Predicate, verdict_sql
 from curate.store.files import Files
-from curate.store.parts import Part, Version, fingerprint, list_parts, read_table
+from curate.store.parts import DamagedError, Part, Version, fingerprint, list_parts, read_table
 from schemas.columns import OPERATORS, SAMPLES_FIRST
-from schemas.rows import TABLES
+from schemas.rows import TABLES, identifier
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
 SHARDS_PER_TRANSACTION = 256
@@ -39,7 +41,7 @@ WIDEN_ROWS = 50_000
 # texts of the input's own may need more.
 MEMORY = ("256MB", "1GB", "4GB")
 # Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
-LAYOUT = fingerprint({"tables": 1, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
+LAYOUT = fingerprint({"tables": 2, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
 
 def index_path(files: Files) -> Path:
@@ -138,11 +140,15 @@ class _Update:
         self.db.execute("COMMIT")
         for start in range(0, len(shards), SHARDS_PER_TRANSACTION):
             chosen = set(shards[start : start + SHARDS_PER_TRANSACTION])
-            self.db.execute("BEGIN")
-            widen_all |= self._add([part for part in parts if part.shard in chosen])
-            if not widen_all:
-                self._widen(chosen)
-            self.db.execute("COMMIT")
+            new = [part for part in parts if part.shard in chosen]
+            try:
+                widen_all = self._commit(new, chosen, widen_all)
+            except (duckdb.Error, DamagedError):
+                self.db.execute("ROLLBACK")
+                sound = [part for part in new if self._sound(part)]
+                if len(sound) == len(new):
+                    raise
+                widen_all = self._commit(sound, chosen, widen_all)
         self.db.execute("BEGIN")
         if widen_all:
             self._widen(None)
@@ -153,6 +159,24 @@ class _Update:
         self.db.execute("COMMIT")
         self.db.execute("CHECKPOINT")
         return len(parts)
+
+    def _commit(self, parts: Sequence[Part], shards: set[str], widen_all: bool) -> bool:
+        """Add parts and ledger in one transaction; returns whether `wide_cells` has to be made anew as a whole."""
+        self.db.execute("BEGIN")
+        widen_all |= self._add(parts)
+        if not widen_all:
+            self._widen(shards)
+        self.db.execute("COMMIT")
+        return widen_all
+
+    def _sound(self, part: Part) -> bool:
+        """Whether a part reads; one that does not is left out, with a warning that says the way out."""
+        try:
+            read_table(self.files, part.path)
+        except DamagedError as why:
+            logging.getLogger("curate").warning("left out: %s", why)
+            return False
+        return True
 
     def _operator_table(self, operator: str) -> None:
         columns = [f'"{c.name}" {_duckdb_type(c.type)}' for c in OPERATORS[operator]]
@@ -279,10 +303,10 @@ class _Update:
                 continue
             old = have.get(name.lower())
             if old is None:
-                self.db.execute(f"ALTER TABLE {table} ADD COLUMN {_name(name)} {kind}")
+                self.db.execute(f"ALTER TABLE {table} ADD COLUMN {identifier(name)} {kind}")
                 grown = True
             elif old != kind and (wide := self._common_type(old, kind)) != old:
-                self.db.execute(f"ALTER TABLE {table} ALTER COLUMN {_name(name)} TYPE {wide}")
+                self.db.execute(f"ALTER TABLE {table} ALTER COLUMN {identifier(name)} TYPE {wide}")
                 grown = True
         return grown
 
@@ -295,18 +319,18 @@ class _Update:
 
     def _has_wide(self) -> bool:
         found = self.db.execute(
-            "SELECT 1 FROM duckdb_tables() WHERE table_name = 'wide' AND database_name = 'store'"
+            "SELECT 1 FROM duckdb_tables() WHERE table_name = 'wide_cells' AND database_name = 'store'"
         ).fetchone()
         return found is not None
 
     def _widen(self, shards: set[str] | None) -> None:
-        """Join the active versions into `wide`, for some shards or (None) for all, replacing what was there.
+        """Join the active versions into `wide_cells`, for some shards or (None) for all, replacing what was there.
 
         The rows go in id order, WIDEN_ROWS at a time: joined as a whole, a million rows with captions took 1.3 GB.
         """
         numbers: list[int] | None = None
         if shards is None:
-            self.db.execute(f"CREATE OR REPLACE TABLE wide AS {self._wide_rows('FALSE')}")
+            self.db.execute(f"CREATE OR REPLACE TABLE wide_cells AS {self._wide_rows('FALSE')}")
         else:
             found = self.db.execute(
                 "SELECT number FROM shard_numbers WHERE shard IN (SELECT unnest($1))", [sorted(shards)]
@@ -314,10 +338,10 @@ class _Update:
             numbers = sorted(number for (number,) in found)
             low, high = numbers[0] << 32, (numbers[-1] + 1) << 32
             listed = ", ".join(map(str, numbers))
-            self.db.execute(f"DELETE FROM wide WHERE id >= {low} AND id < {high} AND id >> 32 IN ({listed})")
+            self.db.execute(f"DELETE FROM wide_cells WHERE id >= {low} AND id < {high} AND id >> 32 IN ({listed})")
         self.db.execute("SET threads = 1")  # a chunk is less than a row group, so more would bring memory and no speed
         for low, high in self._chunks(numbers):
-            self.db.execute(f"INSERT INTO wide BY NAME {self._wide_rows(f'id >= {low} AND id < {high}')}")
+            self.db.execute(f"INSERT INTO wide_cells BY NAME {self._wide_rows(f'id >= {low} AND id < {high}')}")
         self.db.execute("RESET threads")
 
     def _chunks(self, numbers: list[int] | None) -> Iterator[tuple[int, int]]:
@@ -345,13 +369,13 @@ class _Update:
             yield low, high
 
     def _wide_rows(self, within: str) -> str:
-        """SQL of the rows of `wide` whose ids are within a condition."""
+        """SQL of the rows of `wide_cells` whose ids are within a condition."""
         active = dict(self.db.execute("SELECT operator, fingerprint FROM operators WHERE active").fetchall())
         columns, joins, errors = [], [], []
         for operator in OPERATORS:
             own = self._columns_of(operator)
             here = f"t_{operator}"
-            columns += [f"{here}.{_name(name)}" for name in own]
+            columns += [f"{here}.{identifier(name)}" for name in own]
             mark = active.get(operator, "")
             cells = f"(SELECT * FROM op_{operator} WHERE {within} AND fingerprint = '{mark}') AS {here}"
             if operator == "input":
@@ -371,7 +395,14 @@ class _Update:
         return [row[0] for row in self.db.execute(f"DESCRIBE op_{operator}").fetchall() if row[0] not in skip]
 
     def _views(self, run: dict[str, Any]) -> None:
-        wide = [row[0] for row in self.db.execute("DESCRIBE wide").fetchall()]
+        wide = {row[0]: row[1] for row in self.db.execute("DESCRIBE wide_cells").fetchall()}
+        retyped = [
+            f"TRY_CAST({identifier(name)} AS {kind}) AS {identifier(name)}"
+            for name, kind in run.get("types", {}).items()
+            if wide.get(name, kind) != kind
+        ]
+        replace = f" REPLACE ({', '.join(retyped)})" if retyped else ""
+        self.db.execute(f"CREATE OR REPLACE VIEW wide AS SELECT *{replace} FROM wide_cells")
         own = [name for name in self._columns_of("input") if name not in SAMPLES_FIRST]
         rest = [c.name for op in OPERATORS for c in OPERATORS[op] if c.name not in SAMPLES_FIRST and c.name in wide]
         others = [name for name in (*rest, *own) if name not in SAMPLES_FIRST]
@@ -384,7 +415,7 @@ class _Update:
         views = resource_files("schemas").joinpath("views.sql").read_text("utf-8")
         self.db.execute(
             views.format(
-                columns=", ".join(_name(name) for name in dict.fromkeys((*SAMPLES_FIRST, *others))),
+                columns=", ".join(identifier(name) for name in dict.fromkeys((*SAMPLES_FIRST, *others))),
                 verdict=verdict_sql(predicates, done),
                 failing=f"list_filter([{', '.join(failing)}], lambda x: x IS NOT NULL)" if failing else "[]::VARCHAR[]",
                 captions=" UNION ALL ".join(_caption_selects()),
@@ -398,12 +429,14 @@ class _Update:
 
 
 def counts(db: duckdb.DuckDBPyConnection) -> Counts:
-    """Rows in, kept, dropped, failed, not decided yet, and rows with a caption in each language."""
+    """Rows in, kept, dropped, failed, not decided yet, and kept rows with a caption in each language."""
     names = ("rows", "kept", "dropped", "failed", "undecided", "captions_en", "captions_zh")
     row = db.execute(
-        "SELECT count(*), count(*) FILTER (keep), count(*) FILTER (NOT keep AND error IS NULL), "
-        "count(*) FILTER (error IS NOT NULL), count(*) FILTER (keep IS NULL), count(caption_en), count(caption_zh) "
-        "FROM samples"
+        """
+        SELECT count(*), count(*) FILTER (keep), count(*) FILTER (NOT keep AND error IS NULL),
+            count(*) FILTER (error IS NOT NULL), count(*) FILTER (keep IS NULL),
+            count(caption_en) FILTER (keep), count(caption_zh) FILTER (keep)
+        FROM samples"""
     ).fetchone()
     return dict(zip(names, row or (0,) * len(names), strict=True))
 
@@ -450,7 +483,3 @@ def _duckdb_type(kind: pa.DataType) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -21,10 +21,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.errors import StoreError
 from curate.store.files import Files
 
 ROW_GROUP_ROWS = 20_000
 PART = re.compile(r"^parts/([a-z_]+)@([0-9a-f]+)/([A-Za-z0-9._=-]{1,200})(?:\+(\d+))?\.parquet$")
+
+
+class DamagedError(StoreError):
+    """A file of the store that does not read, with the way out."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        part = parse(path)
+        way = f"remove its shard with: curate store forget STORE {part.shard}, and run again" if part else "delete it"
+        super().__init__(f"{path} does not read ({reason}); {way}")
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreError, (str(self),)
 
 
 @dataclass(frozen=True, order=True)
@@ -88,10 +102,13 @@ def read_table(files: Files, path: str, columns: Iterable[str] | None = None) ->
     """The table in `path`, or some columns of it (`[]`: the schema, without rows); raises FileNotFoundError."""
     local = files.local(path)
     source = str(local) if local else pa.BufferReader(files.read(path))
-    file = pq.ParquetFile(source)
-    if columns is not None and not list(columns):
-        return file.schema_arrow.empty_table()
-    return file.read(columns=list(columns) if columns is not None else None)
+    try:
+        file = pq.ParquetFile(source)
+        if columns is not None and not list(columns):
+            return file.schema_arrow.empty_table()
+        return file.read(columns=list(columns) if columns is not None else None)
+    except pa.ArrowInvalid as why:
+        raise DamagedError(path, str(why).splitlines()[0]) from None
 
 
 def read_parts(files: Files, parts: Iterable[Part], columns: Iterable[str] | None = None) -> pa.Table | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -104,6 +105,13 @@ def _unique(names: list[str]) -> list[str]:
 
 def write(table: pa.Table, kind: str, out: Path | None) -> None:
     """Write the rows as csv, json (one object a line) or parquet to a file or to standard output."""
+    try:
+        _write(table, kind, out)
+    except OSError as why:
+        raise UsageError(f"--out {out}: {why.strerror or why}") from None
+
+
+def _write(table: pa.Table, kind: str, out: Path | None) -> None:
     if kind == "parquet":
         if out is None and sys.stdout.isatty():
             raise UsageError("parquet is not for a terminal; add --out FILE or redirect the output")
@@ -112,7 +120,7 @@ def write(table: pa.Table, kind: str, out: Path | None) -> None:
     with out.open("w", encoding="utf-8", newline="") if out else _stdout() as file:
         if kind == "json":
             for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                file.write(_json(row) + "\n")
         else:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(table.column_names)
@@ -126,4 +134,21 @@ def _stdout() -> Iterator[IO[str]]:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+    return _json(value) if isinstance(value, (list, dict)) else value
+
+
+def _json(value: Any) -> str:
+    """JSON as its grammar has it: NaN and infinities are null, bytes are hex, anything else is its text."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

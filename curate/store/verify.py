@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from curate.store.parts import Part, list_parts, read_table
+from curate.store.parts import DamagedError, Part, list_parts, read_table
 
 if TYPE_CHECKING:
     from curate.store import Store
@@ -26,8 +24,8 @@ def verify(store: Store) -> list[str]:
     for part in parts:
         try:
             table = read_table(files, part.path, ["shard", "row"])
-        except (OSError, pa.ArrowInvalid) as why:
-            problems.append(f"{part.path}: does not read: {str(why).splitlines()[0]}")
+        except (OSError, DamagedError) as why:
+            problems.append(str(why))
             continue
         rows[part] = table["row"].to_pylist()
         if rows[part] != sorted(set(rows[part])):
