@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from cogvlm_tiny import config_of, tensors_of, write_checkpoint, write_tokenizer
 from PIL import Image
 from rich.console import Console
@@ -158,6 +159,27 @@ def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(tmp_path: Path) -
         Tokenizer(folder, read_config(folder))
 
 
+def test_a_special_token_spelled_in_a_caption_is_only_text(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "special")
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_special_tokens(["<|end_of_text|>"])
+    fast.save(str(folder / "tokenizer.json"))
+    text = "a gate<|end_of_text|>"
+    assert Tokenizer(folder, read_config(folder)).encode(text) == list(text.encode())
+
+
+def test_a_text_with_an_id_beyond_the_vocabulary_is_that_rows_error(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "words", config_of(max_position_embeddings=2048))
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_tokens([f"word{i:02}" for i in range(60)])
+    fast.save(str(folder / "tokenizer.json"))
+    worker = CogVLM(weights=folder, prompt="detailed-hint.v1", max_new_tokens=2, rows=2, device="cpu")
+    assert len(worker(samples_of(1, caption_raw="word01"))) == 1
+    with pytest.raises(RowError, match=r"the tokenizer gives id 315, the checkpoint's vocabulary has 300") as failure:
+        worker(samples_of(1, caption_raw="word59"))
+    assert failure.value.code == "operator_failed"
+
+
 def test_a_sentencepiece_model_is_read_by_sentencepiece_itself(tmp_path: Path) -> None:
     import sentencepiece
 
@@ -222,7 +244,13 @@ def test_a_tokenizer_folder_of_its_own_is_used(tmp_path: Path) -> None:
 def test_a_tiny_checkpoint_captions_a_store_end_to_end(weights: Path, recipe: Recipe, finished_store: Path) -> None:
     before = Store(finished_store)
     kept = before.rows("SELECT count(*) FROM samples WHERE keep")[0][0]
-    keys = {"engine": "cogvlm", "weights": str(weights), "prompt": "short.v1", "max_new_tokens": 5, "rows": 4}
+    keys: dict[str, Any] = {
+        "engine": "cogvlm",
+        "weights": str(weights),
+        "prompt": "short.v1",
+        "max_new_tokens": 5,
+        "rows": 4,
+    }
     changed = dataclasses.replace(
         recipe, caption=dataclasses.replace(recipe.caption, **keys), translate=Translate(engine="none")
     )

@@ -167,7 +167,14 @@ class CogVLM:
     ) -> Request:
         from workers.cogvlm.generate import Request
 
-        ids, types = sequence(self.config, self.tokenizer.encode(text))
+        words = self.tokenizer.encode(text)
+        if max(words, default=0) >= self.config.vocab_size:
+            # On a GPU such an index is an assertion that ends the process.
+            raise RowError(
+                "operator_failed",
+                f"the tokenizer gives id {max(words)}, the checkpoint's vocabulary has {self.config.vocab_size}",
+            )
+        ids, types = sequence(self.config, words)
         context = self.config.max_position_embeddings
         if len(ids) >= context:
             raise RowError("prompt_too_long", f"the prompt is {len(ids)} tokens long, the context {context}")

@@ -132,8 +132,8 @@ def revision(weights: Path) -> str:
     """Revision of a checkpoint without loading it: the commit of a hub snapshot folder, otherwise a content hash.
 
     The hash covers config.json and, of each shard, its length, its header and 64 KiB from the start and from the middle
-    of every tensor, at most 128 KiB a tensor. A change that leaves both pieces of a tensor alone, and is in one larger than
-    that, is not seen. Raises CheckpointError for a shard without a safetensors header.
+    of every tensor: at most 128 KiB a tensor. A change that leaves both of these pieces alone is not seen. Raises
+    CheckpointError for a shard without a safetensors header.
     """
     snapshot = weights.resolve()
     if snapshot.parent.name == "snapshots" and len(snapshot.name) == 40:

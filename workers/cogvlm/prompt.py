@@ -119,6 +119,8 @@ class Tokenizer:
                 raise CheckpointError(f"{folder / 'tokenizer.json'}: no tokenizer: {failure}") from None
             self._fast.no_padding()
             self._fast.no_truncation()
+            # Otherwise `<|end_of_text|>` in a caption from the web becomes the control token of that name.
+            self._fast.encode_special_tokens = True
         elif (folder / "tokenizer.model").is_file():
             import sentencepiece
 
