@@ -13,6 +13,7 @@ import pytest
 import torch
 from cogvlm_tiny import config_of, tensors_of, write_checkpoint
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.cogvlm.load import load
 from workers.cogvlm.parity import agreement, check, main
@@ -31,6 +32,30 @@ def test_every_golden_tensor_mask_prompt_and_token_is_reproduced_in_float32(vers
     expected = {name for name in load_file(GOLDEN / version / "expected.safetensors") if not name.endswith(inputs)}
     assert expected <= compared
     assert len(compared) == len(results) > 120
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own gap
+    """Records the names of the operations that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_patch_embedding_runs_no_convolution_which_a_gpu_would_round_to_tf32() -> None:
+    embedding = load(GOLDEN / "v1", dtype=torch.float32).vision.patch_embedding
+    side = embedding.proj.kernel_size[0] * 4
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    embedding.position_embedding.weight = torch.nn.Parameter(torch.zeros(17, embedding.proj.out_channels))
+    with torch.inference_mode(), Operations() as operations:
+        found = embedding(pixels)
+    assert [name for name in operations.names if "conv" in name] == []
+    expected = embedding.proj.double()(pixels.double()).flatten(2).transpose(1, 2)
+    assert float((found[:, 1:] - expected).abs().max()) < 1e-5
 
 
 def test_bf16_chooses_the_same_token_at_95_percent_of_the_golden_steps() -> None:

@@ -44,7 +44,7 @@ def normalize(squares: Tensor) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Patches by a strided convolution, CLS in front, a learnt embedding for every position."""
+    """Patches by a strided convolution in full float32, CLS in front, a learnt embedding for every position."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -55,7 +55,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[I, 3, S, S] -> [I, 1+P, Hv], patches row by row."""
-        patches = self.proj(pixels).flatten(2).transpose(1, 2)
+        # The convolution as a product: torch lets cuDNN round float32 convolutions to TF32, and no product.
+        columns = F.unfold(pixels, self.proj.kernel_size, stride=self.proj.stride).transpose(1, 2)
+        patches = F.linear(columns, self.proj.weight.flatten(1), self.proj.bias)
         cls = self.cls_embedding.expand(len(patches), 1, -1)
         embedded: Tensor = torch.cat((cls, patches), dim=1) + self.position_embedding.weight
         return embedded
