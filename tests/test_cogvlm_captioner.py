@@ -180,6 +180,32 @@ def test_a_text_with_an_id_beyond_the_vocabulary_is_that_rows_error(tmp_path: Pa
     assert failure.value.code == "operator_failed"
 
 
+def test_an_output_that_is_not_finite_is_that_rows_error(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "nan", config_of(max_position_embeddings=2048))
+    worker = CogVLM(weights=folder, prompt="detailed-hint.v1", max_new_tokens=4, rows=2, device="cpu")
+    good = samples_of(3, caption_raw="a gate")
+    expected = [row["caption_en"] for row in worker(good)]
+    worker.model.embed_tokens.weight.data[ord("~")] = float("nan")
+    with pytest.raises(RowError, match=r"the model's output is not finite after 0 tokens") as failure:
+        worker([good[0], Sample(9, encoded(9), {"caption_raw": "a gate ~"}), *good[1:]])
+    assert failure.value.code == "operator_failed"
+    assert [row["caption_en"] for row in worker(good)] == expected
+
+
+class Full(CogVLM):
+    """A captioner on a device without memory for a cache."""
+
+    def _fitted(self, requests: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_no_memory_for_the_cache_is_the_rows_error(weights: Path) -> None:
+    worker = Full(weights=weights, prompt="short.v1", max_new_tokens=2, device="cpu")
+    with pytest.raises(RowError, match="not even one caption fits in memory") as failure:
+        worker(samples_of(1))
+    assert failure.value.code == "out_of_memory"
+
+
 def test_a_sentencepiece_model_is_read_by_sentencepiece_itself(tmp_path: Path) -> None:
     import sentencepiece
 

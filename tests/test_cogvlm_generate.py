@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workers.cogvlm.config import Config, read_config
 from workers.cogvlm.decoder import Cache, Model
-from workers.cogvlm.generate import Answer, Generator, Request, Sampling, draw, fit
+from workers.cogvlm.generate import Answer, Generator, Request, Sampling, draw, fit, is_out_of_memory
 from workers.cogvlm.load import load
 from workers.cogvlm.prompt import sequence
 from workers.cogvlm.sequence import pack
@@ -114,6 +114,45 @@ def test_a_call_that_failed_leaves_no_row_at_work(model: Model) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         generator([first, second, third, fourth, broken])
     assert tokens_of(generator(requests)) == expected
+
+
+def test_a_sequence_whose_logits_are_not_finite_ends_and_leaves_nothing_in_its_row(tmp_path: Path) -> None:
+    model = load(write_checkpoint(tmp_path), dtype=torch.float32)
+    healthy = requests_of(model.config, [5, 9, 7])
+    expected = tokens_of(Generator(model, rows=1, columns=128, eos=None)(healthy))
+    with torch.inference_mode():
+        model.embed_tokens.weight[ord("~")] = float("nan")
+    # Longer than its neighbours, so that they do not write over all that it leaves.
+    ids, types = sequence(model.config, [*b"Question:", *b"~" * 60])
+    broken = Request(ids, types, picture(0), 8)
+    for rows in (1, 2):
+        answers = Generator(model, rows=rows, columns=128, chunk=1, eos=None)(
+            [broken, *healthy[:2], broken, healthy[2]]
+        )
+        assert [answer.finish for answer in answers] == ["not_finite", "length", "length", "not_finite", "length"]
+        assert [answers[i].tokens for i in (1, 2, 4)] == expected
+        assert answers[0].tokens == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_every_way_of_saying_that_memory_is_short_is_understood(failure: Exception, short: bool) -> None:
+    assert is_out_of_memory(failure) is short
+
+
+@pytest.mark.parametrize("top_p", [0.0, -0.5, 1.01])
+def test_a_top_p_that_leaves_no_token_is_refused(top_p: float) -> None:
+    with pytest.raises(ValueError, match=r"top_p is .*; it must be above 0 and at most 1"):
+        Sampling(temperature=1.0, top_p=top_p)
 
 
 def test_a_sampled_sequence_does_not_depend_on_its_neighbours_and_does_on_its_key(model: Model) -> None:

@@ -101,8 +101,9 @@ class CogVLM:
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the `caption` columns per sample.
 
-        Raises RowError for the first sample that has no picture, a prompt longer than the context, or no room in
-        memory even alone. The other captions of such a call are kept, and a later call for them costs nothing.
+        Raises RowError for the first sample that has no picture, a prompt longer than the context, an output that
+        is not finite, or no room in memory even alone. The other captions of such a call are kept, and a later call for
+        them costs nothing.
         """
         texts = [self.prompt.text(sample.values.get("caption_raw")) for sample in samples]
         keys = [_key(sample, text) for sample, text in zip(samples, texts, strict=True)]
@@ -146,14 +147,16 @@ class CogVLM:
                     failures[key] = failure
             if not requests:
                 return
-            generator = self._fitted(requests)
             try:
-                answers = generator(list(requests.values()))
+                answers = self._fitted(requests)(list(requests.values()))
             except RuntimeError as failure:
                 if not is_out_of_memory(failure):
                     raise
                 raise RowError("out_of_memory", f"not even one caption fits in memory: {failure}") from None
         for key, answer in zip(requests, answers, strict=True):
+            if answer.finish == "not_finite":
+                what = f"the model's output is not finite after {len(answer.tokens)} tokens"
+                failures.setdefault(key, RowError("operator_failed", f"{what}; try dtype float32"))
             if key not in failures:
                 text = self.tokenizer.decode(answer.tokens).strip()
                 self._kept[key] = Caption(

@@ -25,6 +25,15 @@ from workers.cogvlm.vision import normalize
 
 # Attention sees the cache up to the longest row, rounded up to this: one CUDA graph serves that many steps.
 COLUMN_STEP = 128
+# What stands in the message of a RuntimeError when memory is short: torch's host allocator, the driver, the libraries.
+SHORT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+# Stands for the token of a row whose logits are not all finite.
+NOT_FINITE = -1
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1, which cuts nothing off")
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,10 @@ class Request:
 
 @dataclass
 class Answer:
-    """What was generated, without EOS. `finish` is `stop` (EOS) or `length`; `seconds` last from prefill to the end."""
+    """What was generated, without EOS; `seconds` last from prefill to the end.
+
+    `finish` is `stop` (EOS), `length`, or `not_finite`: a logit was NaN or infinite, and `tokens` are those before it.
+    """
 
     tokens: list[int]
     finish: str
@@ -200,6 +216,9 @@ class Generator:
             mask[i, :count] = 1
         positions = position_ids(types, mask)
         rows = torch.tensor([sequence.row for sequence in sequences], device=device)
+        # NaN that a failed sequence left in a masked column would reach this one: 0 times NaN is NaN.
+        self._cache.k[:, rows] = 0
+        self._cache.v[:, rows] = 0
         logits = self.model.prefill(
             ids.to(device),
             pack(types, mask, positions, device),
@@ -268,7 +287,8 @@ class Generator:
         `owners` says which of the logits belong to which sequence; idle rows have none.
         """
         tokens = draw(logits, self.sampling, self._key[rows], self._count[rows])
-        self._token[rows] = tokens
+        tokens = torch.where(logits.isfinite().all(-1), tokens, NOT_FINITE)
+        self._token[rows] = tokens.clamp_min(0)
         active = self._active[rows]
         self._position[rows] += active
         self._length[rows] += active
@@ -296,7 +316,9 @@ class Generator:
             token = tokens[i]
             if sequence.finish:
                 continue  # drawn while the host had not seen the end yet
-            if token == self.eos:
+            if token == NOT_FINITE:
+                sequence.finish = "not_finite"
+            elif token == self.eos:
                 sequence.finish = "stop"
             else:
                 sequence.tokens.append(token)
@@ -373,7 +395,9 @@ def _uniform(seed: int, keys: Tensor, counts: Tensor, tokens: Tensor) -> Tensor:
 
 def is_out_of_memory(failure: BaseException) -> bool:
     """Whether an exception says that the device, or the host's allocator, has no memory left."""
-    return isinstance(failure, torch.OutOfMemoryError) or "can't allocate memory" in str(failure)
+    if isinstance(failure, torch.OutOfMemoryError):
+        return True
+    return isinstance(failure, RuntimeError) and any(text in str(failure) for text in SHORT_OF_MEMORY)
 
 
 @torch.inference_mode()

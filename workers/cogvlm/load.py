@@ -120,6 +120,10 @@ def load(
     keys, a value that is NaN or infinite, a rotary base that is not this architecture's.
     """
     config = read_config(folder)
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        # Graphs, events, streams and memory figures are the current device's.
+        torch.cuda.set_device(device)
     targets = checkpoint_keys(config)
     buffers = set(inv_freq_keys(config))
     with torch.device("meta"):
