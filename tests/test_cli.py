@@ -209,7 +209,7 @@ def test_limit_holds_for_every_format(store: Path) -> None:
 def test_a_table_says_that_there_are_more_rows(store: Path) -> None:
     done = sql(store, "select row_id from samples order by shard, row")
     lines = done.stdout.splitlines()
-    assert lines[-1] == "40 of more rows; --limit 0 shows all"
+    assert lines[-1] == "the first 40 rows; --limit 0 shows all"
     assert lines[2] == "demo-00000:0"
     assert len(lines) == 43
     whole = sql(store, "select row_id from samples", "--limit", "0").stdout.splitlines()
@@ -365,7 +365,7 @@ def test_a_dry_run_counts_what_a_changed_key_would_compute(store: Path) -> None:
 def test_a_dry_run_lists_the_policy_as_it_judges_and_ends_with_the_recipe(store: Path) -> None:
     text = planned(store.parent)
     names = [line.split()[1] for line in text.splitlines() if line[:1].isdigit()]
-    assert names == ["quality", "resolution", "sharp"]
+    assert names == ["resolution", "quality", "sharp"]
     assert "after sharpness" in text
     assert '"sharp" = "sharpness_tile >= 60"' in text.partition("\nrecipe\n")[2]
 
