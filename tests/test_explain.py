@@ -46,8 +46,8 @@ def test_a_dropped_row_names_the_first_predicate_that_it_fails_and_what_that_rea
     found = lineage(store, row(BLURRED))
     assert (found["outcome"], found["drop_reason"]) == ("dropped", "sharp")
     assert [(p["name"], p["passed"], p["stops"]) for p in found["predicates"]] == [
-        ("quality", True, False),
         ("resolution", True, False),
+        ("quality", True, False),
         ("sharp", False, True),
     ]
     (sharp,) = [p for p in found["predicates"] if p["stops"]]

@@ -129,7 +129,7 @@ def test_the_funnel_has_the_counts_of_the_views(store: Store, page: str) -> None
     assert found["Rows in"] == ("", "14")
     assert found["failed"] == ("3", "11")
     left = 11
-    for name in ("own", "resolution", "shape"):  # the input's own columns are known first
+    for name in ("resolution", "shape", "own"):
         left -= 1
         assert found[name] == ("1", str(left)), name
     assert found["Kept"] == ("", "8")
