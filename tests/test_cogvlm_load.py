@@ -177,6 +177,27 @@ def test_the_revision_follows_the_content_and_needs_no_loading(tmp_path: Path) -
     assert revision(hub) == commit[:12]
 
 
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
+    tensors = tensors_of(config_of())
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int32)
+    assert "lm_head.weight in model.safetensors is I32; weights are BF16" in refused(
+        write_checkpoint(tmp_path, tensors=tensors)
+    )
+
+
+@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": null}'])
+def test_an_odd_index_is_named(tmp_path: Path, index: str) -> None:
+    folder = write_checkpoint(tmp_path, shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json: no index of safetensors shards" in refused(folder)
+
+
+def test_a_missing_folder_and_a_config_that_is_a_folder_say_so(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'none'}: no such folder" in refused(tmp_path / "none")
+    (tmp_path / "config.json").mkdir()
+    assert f"{tmp_path / 'config.json'}: cannot be read: Is a directory" in refused(tmp_path)
+
+
 def test_the_revision_changes_with_every_single_tensor(tmp_path: Path) -> None:
     tensors = tensors_of(config_of())
     # Larger than what is read of one tensor at a time, so that start and middle are pieces of their own.

@@ -94,10 +94,14 @@ class Config:
 def read_config(folder: Path) -> Config:
     """The configuration in `folder`/config.json. Raises CheckpointError that names each missing or impossible field."""
     path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the one that holds config.json and the weights")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint folder has config.json beside its weights") from None
+    except OSError as failure:
+        raise CheckpointError(f"{path}: cannot be read: {failure.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as failure:
         raise CheckpointError(f"{path}: no valid JSON: {failure}") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("vision_config"), dict):
@@ -114,8 +118,8 @@ def shard_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as failure:
+            names = sorted({Path(name).name for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as failure:
             raise CheckpointError(f"{index}: no index of safetensors shards: {failure!r}") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:

@@ -160,9 +160,12 @@ def _check_headers(
     for file in files:
         with _opened(file) as shard:
             for key in shard.keys():  # noqa: SIM118
-                shape = tuple(shard.get_slice(key).get_shape())
+                piece = shard.get_slice(key)
+                shape, kind = tuple(piece.get_shape()), str(piece.get_dtype())
                 if key in found:
                     problems.append(f"{key} stands in {found[key].name} and in {file.name}")
+                elif (key in wanted or key in buffers) and kind not in ("BF16", "F16", "F32", "F64"):
+                    problems.append(f"{key} in {file.name} is {kind}; weights are BF16, F16 or F32")
                 elif key in wanted and shape != wanted[key]:
                     problems.append(f"{key} in {file.name} is {list(shape)}, config.json asks for {list(wanted[key])}")
                 elif key in buffers and shape != (config.head_dim // 2,):
