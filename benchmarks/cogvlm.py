@@ -12,6 +12,7 @@ On a GPU: random weights of the published size, built on the card; 490 px pictur
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -195,12 +196,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="tokens a caption (default: 180, tiny: 64)")
     parser.add_argument("--chunk", type=int, default=4, help="pictures prefilled together")
     parser.add_argument("--weights", default="none", choices=("none", "int8", "fp8"), help="8-bit decoder weights")
-    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "triton"), help="kernel of a decoding step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device: str = options.device
     if device == "cpu" and not options.tiny:
         parser.error("no GPU here: the published size needs one; --tiny runs on a CPU")
+    if device == "cpu":
+        # Threads of a busy machine wait for each other: with one, the ratio does not depend on the load.
+        torch.set_num_threads(1)
     rows, tokens = options.rows or (16 if options.tiny else 64), options.tokens or (64 if options.tiny else 180)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     config = (tiny if options.tiny else published)(options.second)
@@ -208,7 +211,7 @@ def main() -> None:
     bandwidth, rate = copy_rate(device), matmul_rate(device, dtype)
     length = 1 + config.image_tokens + PROMPT_TOKENS
     where = torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, {dtype}, weights {options.weights}, {options.attention}")
+    print(f"{where}, torch {torch.__version__}, {dtype}, weights {options.weights}")
     name = ("CogVLM2" if options.second else "CogVLM") + (" tiny" if options.tiny else "")
     print(f"{name}: {length} + {tokens} tokens, batch {rows}")
     print(f"limits     copy {bandwidth / 1e9:.0f} GB/s, matmul {rate / 1e12:.2f} Tflop/s")
@@ -223,9 +226,7 @@ def main() -> None:
         f" {flops / per_picture / rate:.0%} of the matmul rate"
     )
 
-    generator = Generator(
-        model, rows=rows, columns=length + tokens, chunk=options.chunk, eos=None, attention=options.attention
-    )
+    generator = Generator(model, rows=rows, columns=length + tokens, chunk=options.chunk, eos=None)
     few = tokens // 4
     generator(requests_of(config, rows, tokens))  # captures the graphs
     short = seconds(lambda: generator(requests_of(config, rows, few)), device)
@@ -249,6 +250,13 @@ def main() -> None:
     print(f"captions   {1 / whole:.2f}/s; one at a time without a cache {1 / loop:.3f}/s: {times}")
     same = sum(a == b for a, b in zip(generator([request])[0].tokens, uncached(model, request, tokens), strict=True))
     print(f"agreement  {same} of {tokens} tokens are those of the uncached loop")
+    result = {
+        "benchmark": "cogvlm", "model": name, "device": where, "weights": options.weights, "rows": rows,
+        "tokens": tokens, "prefill_ms": per_picture * 1e3, "prefill_share": flops / per_picture / rate,
+        "step_ms": step * 1e3, "step_share": needed / bandwidth / step, "captions_per_s": 1 / whole,
+        "uncached_captions_per_s": 1 / loop, "times": loop / whole, "same_tokens": same,
+    }  # fmt: skip
+    print(f"RESULT {json.dumps(result)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     decoder.py    token embeddings -> logits: decoder layers with a vision and a language expert
     prompt.py     text around the picture: chat template, caption prompts, tokenizer, expert mask, positions
     load.py       checkpoint files -> model, every key accounted for
-    attention.py  attention of one new token to a row's cache; attention_kernel.py does it in Triton
+    attention.py  attention of one new token to a row's cache
     quantize.py   8-bit weights (int8, fp8) for the decoder's matrices
     generate.py   continuous batching over a static key-value cache
     captioner.py  the worker: samples in, captions out

@@ -1,8 +1,6 @@
 """Attention of one new token per row to the row's cached keys and values.
 
-A decoding step reads the whole cache once (49 GB at batch 64 of CogVLM), so what counts is the rate at which it is
-read. `sdpa` is torch's own attention with a mask, and reads every row up to the longest one's end. `triton` reads each
-row to its own end and does its arithmetic in registers; it needs a GPU and the triton that torch brings with it.
+torch's own attention with a mask: it reads every row of the cache up to the end of the longest one.
 """
 
 from __future__ import annotations
@@ -17,23 +15,19 @@ from torch import Tensor
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def attend_cached(keys: Tensor, values: Tensor, lengths: Tensor, columns: int, kernel: str = "sdpa") -> Attend:
+def attend_cached(keys: Tensor, values: Tensor, lengths: Tensor, columns: int) -> Attend:
     """Attention over caches [layers, rows, kv heads, columns, d], first R rows; the new token is stored first.
 
     `lengths` [R] are the tokens cached so far; only the first `columns` of the cache are looked at.
     """
     count = len(lengths)
     rows = torch.arange(count, device=lengths.device)
-    bias = _bias(lengths, columns, keys.dtype) if kernel == "sdpa" else None
+    bias = _bias(lengths, columns, keys.dtype)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys[layer][rows, :, lengths] = k
         values[layer][rows, :, lengths] = v
         seen_k, seen_v = keys[layer, :count, :, :columns], values[layer, :count, :, :columns]
-        if bias is None:
-            from workers.cogvlm.attention_kernel import attend_rows
-
-            return attend_rows(q, seen_k, seen_v, lengths + 1)
         # Query heads of one group are the query rows of their shared key head: no copy of keys for grouped queries.
         grouped = q.view(count, k.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, seen_k, seen_v, attn_mask=bias).flatten(1, 2)

@@ -43,8 +43,7 @@ class CogVLM:
     `weights` is the checkpoint's folder; `tokenizer` the folder of its tokenizer where that is another one (CogVLM:
     lmsys/vicuna-7b-v1.5). `prompt` names a shipped prompt or a .toml file. `rows` is the batch, 0 measures what fits.
     `dtype` is `auto` (bfloat16 on a GPU, float32 on a CPU) or torch's name; `weight_format` `none`, `int8` or `fp8`;
-    `rotary` `float32`, or `bfloat16` to repeat the reference's rounding; `attention` the kernel of a decoding step
-    (attention.py). Temperature 0 takes the likeliest token.
+    `rotary` `float32`, or `bfloat16` to repeat the reference's rounding. Temperature 0 takes the likeliest token.
 
     A call should bring several times `rows` samples: a finished row takes the next one, and only the last wait.
     Raises CheckpointError, before any picture is looked at, when the checkpoint or the tokenizer is not right.
@@ -65,7 +64,6 @@ class CogVLM:
         dtype: str = "auto",
         weight_format: str = "none",
         rotary: str = "float32",
-        attention: str = "sdpa",
         device: str = "auto",
         threads: int = 4,
     ) -> None:
@@ -81,7 +79,6 @@ class CogVLM:
         self.max_new_tokens = max_new_tokens
         self.rows = rows
         self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        self.attention = attention
         self.threads = threads
         if dtype not in ("auto", "bfloat16", "float16", "float32"):
             raise ValueError(f"dtype is {dtype!r}; known are auto, bfloat16, float16 and float32")
@@ -207,7 +204,6 @@ class CogVLM:
                 chunk=chunk,
                 eos=self.config.eos_token_id,
                 sampling=self.sampling,
-                attention=self.attention,
             )
         return self._generator
 

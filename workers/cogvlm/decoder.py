@@ -189,15 +189,13 @@ class Model(nn.Module):
         logits: Tensor = self.lm_head(hidden[packing.last])
         return logits
 
-    def step(
-        self, tokens: Tensor, positions: Tensor, lengths: Tensor, cache: Cache, columns: int, attention: str = "sdpa"
-    ) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor, lengths: Tensor, cache: Cache, columns: int) -> Tensor:
         """Logits [R, V] after one more token in each of the cache's first R rows; only the language expert is read.
 
         `lengths` [R] are the tokens already in the cache, `positions` [R] the rotary positions of the new ones.
-        Attention (`sdpa` or `triton`) looks at the first `columns` of the cache, which must exceed every length.
+        Attention looks at the first `columns` of the cache, which must exceed every length.
         """
-        attend = attend_cached(cache.k, cache.v, lengths, columns, attention)
+        attend = attend_cached(cache.k, cache.v, lengths, columns)
         hidden = self.decode(self.embed_tokens(tokens).float(), 0, positions, attend)
         logits: Tensor = self.lm_head(hidden)
         return logits

@@ -4,8 +4,8 @@
     step    one token for every row, by the language expert alone
     read    the tokens of the step before: the host looks at them while the device works on the next one
 
-On a GPU a step is one CUDA graph, sampling happens on the device, and pictures travel as pinned uint8 while the device
-is busy. When memory runs out, the rows are halved and the unfinished sequences begin again.
+On a GPU a step is one CUDA graph, sampling happens on the device, and pictures travel as uint8. When
+memory runs out, the rows are halved and the unfinished sequences begin again.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ class Generator:
     """Runs requests through a model, `rows` at a time.
 
     `columns` is the longest prompt plus its new tokens; `chunk` the sequences prefilled together. `eos` None generates
-    to the limit. `attention` is the kernel of a step, `sdpa` or `triton` (attention.py). `keep_logits` records the
-    logits of every token (parity checks).
+    to the limit. `keep_logits` records the logits of every token (parity checks).
     """
 
     def __init__(
@@ -124,19 +123,15 @@ class Generator:
         chunk: int = 8,
         eos: int | None,
         sampling: Sampling | None = None,
-        attention: str = "sdpa",
         graphs: bool | None = None,
         keep_logits: bool = False,
     ) -> None:
-        if attention not in ("sdpa", "triton"):
-            raise ValueError(f"attention is {attention!r}; known are sdpa and triton")
         self.model = model
         self.rows = rows
         self.columns = -(-columns // 16) * 16  # SDPA's fast kernels want an aligned mask
         self.chunk = max(1, min(chunk, rows))
         self.eos = eos
         self.sampling = sampling or Sampling()
-        self.attention = attention
         self.graphs = model.device.type == "cuda" if graphs is None else graphs
         self.keep_logits = keep_logits
         self._cache: Cache | None = None
@@ -264,18 +259,18 @@ class Generator:
         cache, model = self._cache, self.model
         inputs = (self._token[:live], self._position[:live], self._length[:live])
         if not self.graphs:
-            return model.step(*inputs, cache, columns, self.attention)
+            return model.step(*inputs, cache, columns)
         if (live, columns) not in self._graphs:
             # A step writes the same keys and values however often it runs, so warming up and capturing change nothing.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own gap
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    model.step(*inputs, cache, columns, self.attention)
+                    model.step(*inputs, cache, columns)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                logits = model.step(*inputs, cache, columns, self.attention)
+                logits = model.step(*inputs, cache, columns)
             self._graphs[live, columns] = (graph, logits)
         graph, logits = self._graphs[live, columns]
         graph.replay()

@@ -8,8 +8,7 @@
       -> adapter                       [I, N, H]
       -> BOI, features, EOI            [I, N+2, H]
 
-`dtype` is that of the matrices. Pixels, patch embedding, norms and the residual stream are float32 throughout: they are
-0.1 % of the work, and rounding them to bf16 as well changes twice as many tokens (docs/cogvlm.md).
+`dtype` is that of the matrices. Pixels, patch embedding, norms and the residual stream are float32 throughout.
 """
 
 from __future__ import annotations
