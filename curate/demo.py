@@ -51,7 +51,9 @@ def demo(folder: Path, engine: str) -> int:
     store = folder / "store"
     console.print(f"\nreport: {report}\n\nTry next:", highlight=False)
     console.print(
-        f'  curate sql {store} "select keep, drop_reason, error, count(*) from samples group by all"', highlight=False, soft_wrap=True
+        f'  curate sql {store} "select keep, drop_reason, error, count(*) from samples group by all"',
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(f"  curate report {store}", highlight=False)
     console.print(f"  curate serve {store}", highlight=False)

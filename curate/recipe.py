@@ -103,7 +103,7 @@ class Caption:
     rows: int = knob(0, "captions generated at once; 0: what fits in memory, by measurement", at_least=0)
     temperature: float = knob(0.0, "0: the likeliest token; above: sampled, keyed by seed and content", at_least=0.0)
     top_k: int = knob(0, "sample from the k likeliest tokens; 0: all", at_least=0)
-    top_p: float = knob(1.0, "sample from the likeliest tokens of this mass, above 0 to 1", at_least=0.001)
+    top_p: float = knob(1.0, "sample from the likeliest tokens of this mass, 0..1", at_least=0.001)
     seed: int = knob(0, "of sampling", at_least=0)
     weight_format: str = knob("none", "8-bit weights: less memory, other captions", ("none", "int8", "fp8"))
 
