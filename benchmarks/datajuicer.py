@@ -149,8 +149,9 @@ def data_juicer_seconds(folder: Path) -> float:
             cwd=folder.parent, env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     seconds = time.perf_counter() - clock
-    stats = next(out.glob("*stats.jsonl")).read_text().splitlines()
-    assert len(stats) == len(set(lines)), f"Data-Juicer kept {len(stats)} of {len(lines)} pictures; see data-juicer.log"
+    log_text = (folder.parent / "data-juicer.log").read_text()
+    passed = log_text.count(f"Left {len(lines)} samples")  # the deduplicator, the last one, may drop some
+    assert passed >= 3, f"only {passed} of three filters let all {len(lines)} pictures pass; see data-juicer.log"
     return seconds
 
 
