@@ -104,6 +104,9 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
 }
 
+# Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
+DERIVED: tuple[str, ...] = ()
+
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (
     Column("error", TEXT, "stable word for what went wrong (docs/errors.md); null when nothing did"),

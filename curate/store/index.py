@@ -31,7 +31,7 @@ from curate.errors import StoreError
 from curate.policy import Predicate, verdict_sql
 from curate.store.files import Files
 from curate.store.parts import DamagedError, Part, Version, fingerprint, list_parts, read_table
-from schemas.columns import OPERATORS, SAMPLES_FIRST
+from schemas.columns import DERIVED, OPERATORS, SAMPLES_FIRST
 from schemas.rows import TABLES, identifier
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
@@ -220,13 +220,21 @@ class _Update:
                 [known["operator"], known["fingerprint"], facts.get("engine"), facts.get("model"),
                  facts.get("revision"), json.dumps(known, ensure_ascii=False)],
             )  # fmt: skip
-        active = {(v["operator"], v["fingerprint"]) for v in run.get("versions", [])} or before
+        named = {(v["operator"], v["fingerprint"]) for v in run.get("versions", [])}
+        named = named or {(operator, mark) for operator, mark in before if operator not in DERIVED}
+        active = named | self._derived()
         self.db.execute("UPDATE operators SET active = FALSE")
         for operator, mark in sorted(active):
             self.db.execute(
                 "UPDATE operators SET active = TRUE WHERE operator = ? AND fingerprint = ?", [operator, mark]
             )
         return active != before
+
+    def _derived(self) -> set[tuple[str, str]]:
+        """The versions of derived operators (curate/store/derived.py) that are to be shown."""
+        paths = {path.split("/")[1].removesuffix(".json"): path for path in self.files.list("derived")}
+        marks = {op: json.loads(self.files.read(path))["fingerprint"] for op, path in paths.items() if op in DERIVED}
+        return set(marks.items())
 
     def _number(self, shards: Iterable[str]) -> None:
         last = self.db.execute("SELECT coalesce(max(number), -1) FROM shard_numbers").fetchone()
