@@ -105,6 +105,13 @@ class Caption:
     top_k: int = knob(0, "sample from the k likeliest tokens; 0: all", at_least=0)
     top_p: float = knob(1.0, "sample from the likeliest tokens of this mass, 0..1", at_least=0.001)
     seed: int = knob(0, "of sampling", at_least=0)
+    dtype: str = knob(
+        "bfloat16", "of matrices and cache; the same on every machine, since captions depend on it",
+        ("bfloat16", "float16", "float32"),
+    )  # fmt: skip
+    rotary: str = knob(
+        "float32", "rotary angles; bfloat16 repeats the reference's rounding (cogvlm)", ("float32", "bfloat16")
+    )
     weight_format: str = knob("none", "8-bit weights: less memory, other captions", ("none", "int8", "fp8"))
 
 
@@ -146,6 +153,11 @@ SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in the TOML file `path` with `a.b=c` overrides; raises UsageError that names key, value and fix."""
+    return from_tables(read_tables(path, overrides), where=str(path))
+
+
+def read_tables(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The tables of the TOML file `path` with `a.b=c` overrides, unchecked."""
     try:
         text = Path(path).read_text("utf-8")
     except OSError as why:
@@ -158,7 +170,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise UsageError(f"recipe {path}: not valid TOML: {why}") from None
     for override in overrides:
         _override(tables, override)
-    return from_tables(tables, where=str(path))
+    return tables
 
 
 def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -168,7 +180,7 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if name == "policy":
             sections["policy"] = _policy(value, where)
         elif name in SECTIONS:
-            sections[name] = _section(name, SECTIONS[name], value, where)
+            sections[name] = section(name, SECTIONS[name], value, where)
         else:
             raise UsageError(f"{where}: unknown section [{name}]{nearest(name, [*SECTIONS, 'policy'])}")
     recipe = Recipe(**sections)
@@ -215,7 +227,8 @@ def _override(tables: dict[str, Any], override: str) -> None:
     table[name] = value
 
 
-def _section(name: str, kind: type, values: Any, where: str) -> Any:
+def section(name: str, kind: type, values: Any, where: str) -> Any:
+    """The dataclass `kind`, whose fields are knobs, from the TOML table `values`; raises UsageError."""
     if not isinstance(values, dict):
         raise UsageError(f"{where}: {name} = {values!r} must be a section: write [{name}] and its keys below")
     fields = {f.name: f for f in dataclasses.fields(kind)}
