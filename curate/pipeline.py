@@ -101,6 +101,8 @@ def _cogvlm(recipe: Recipe) -> Worker:
         top_k=keys.top_k,
         top_p=keys.top_p,
         seed=keys.seed,
+        dtype=keys.dtype,
+        rotary=keys.rotary,
         weight_format=keys.weight_format,
     )
 
@@ -190,7 +192,7 @@ def _caption_facts(recipe: Recipe) -> dict[str, Any]:
 
 def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
     from workers.cogvlm.captioner import model_name, revision
-    from workers.cogvlm.prompt import caption_prompt
+    from workers.cogvlm.prompt import caption_prompt, tokenizer_revision
 
     keys = recipe.caption
     if not keys.weights:
@@ -201,8 +203,9 @@ def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
         "engine": "cogvlm",
         "model": model_name(Path(keys.weights)),
         "revision": revision(Path(keys.weights)),
+        "tokenizer": tokenizer_revision(Path(keys.tokenizer or keys.weights)),
         "prompt": asdict(caption_prompt(keys.prompt)),
-        **{key: getattr(keys, key) for key in ("max_new_tokens", "weight_format", *sampling)},
+        **{key: getattr(keys, key) for key in ("max_new_tokens", "dtype", "rotary", "weight_format", *sampling)},
     }
 
 
@@ -233,7 +236,8 @@ PATH: tuple[Operator, ...] = (
         wanted=lambda recipe: recipe.caption.engine == "facts",
     ),
     Operator(
-        "caption", _cogvlm, _cogvlm_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu", batch=256,
+        "caption", _cogvlm, _cogvlm_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu", batch=1024,
+        # Several times the captions generated at once (256 at most): the batch drains at the end of a task only.
         wanted=lambda recipe: recipe.caption.engine == "cogvlm",
     ),
     Operator(

@@ -15,6 +15,7 @@ from cogvlm_tiny import config_of, tensors_of, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from workers.cogvlm.golden import FIELDS
 from workers.cogvlm.load import load
 from workers.cogvlm.parity import agreement, check, main
 from workers.cogvlm.sequence import pack
@@ -46,14 +47,21 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         return func(*args, **(kwargs or {}))
 
 
-def test_the_patch_embedding_runs_no_convolution_which_a_gpu_would_round_to_tf32() -> None:
+def test_the_tower_runs_no_convolution_which_a_gpu_would_round_to_tf32() -> None:
+    vision = load(GOLDEN / "v2", dtype=torch.float32).vision
+    pixels = load_file(GOLDEN / "v2" / "inputs.safetensors")["batch.pixel_values"]
+    with torch.inference_mode(), Operations() as operations:
+        vision(pixels)
+    assert [name for name in operations.names if "conv" in name] == []
+
+
+def test_the_patch_embedding_equals_the_convolution_in_float64() -> None:
     embedding = load(GOLDEN / "v1", dtype=torch.float32).vision.patch_embedding
     side = embedding.proj.kernel_size[0] * 4
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     embedding.position_embedding.weight = torch.nn.Parameter(torch.zeros(17, embedding.proj.out_channels))
-    with torch.inference_mode(), Operations() as operations:
+    with torch.inference_mode():
         found = embedding(pixels)
-    assert [name for name in operations.names if "conv" in name] == []
     expected = embedding.proj.double()(pixels.double()).flatten(2).transpose(1, 2)
     assert float((found[:, 1:] - expected).abs().max()) < 1e-5
 
@@ -88,13 +96,107 @@ def test_the_parity_command_prints_every_tensor_and_exits_1_when_one_weight_is_o
     assert "seq0.hidden.1" not in failed
 
 
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which the command refuses `folder`."""
+    assert main([str(folder)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert str(folder) in line
+    return line.removeprefix(f"{folder}/").removeprefix(str(folder))
+
+
 def test_a_folder_without_vectors_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path)
-    assert main([str(tmp_path)]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"{tmp_path / 'inputs.safetensors'}: no such file; a folder of golden vectors has it\n"
-    )
+    write_checkpoint(tmp_path / "tiny")
+    assert refusal(tmp_path, capsys) == "tiny/inputs.safetensors: no such file; a folder of golden vectors has it\n"
+    assert refusal(tmp_path / "nowhere", capsys) == ": no config.json here or one folder below\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (GOLDEN / "v1").iterdir() if path.suffix != ".md"))
+def test_a_cut_file_is_one_clear_line_that_names_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "v1", tmp_path / "cut"))
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) * 2 // 3])
+    if name == "meta.json":  # for people; nothing reads it
+        assert main([str(folder)]) == 0
+        return
+    assert name in refusal(folder, capsys)
+    (folder / name).write_bytes(b"")
+    assert name in refusal(folder, capsys)
+
+
+INPUTS = load_file(GOLDEN / "v1" / "inputs.safetensors")
+EXPECTED = load_file(GOLDEN / "v1" / "expected.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "complaint"),
+    [
+        *(
+            ("inputs", name, None, name)
+            for name in sorted(INPUTS)
+            # Masks and positions have defaults, and a sequence without pixels is text.
+            if not name.endswith(
+                (".attention_mask", ".position_ids", ".image_row", "seq0.pixel_values", "seq1.pixel_values")
+            )
+        ),
+        *(
+            ("inputs", name, tensor.float()[..., :3], name)
+            for name, tensor in INPUTS.items()
+            if "image_row" not in name
+        ),
+        ("inputs", "seq0.input_ids", INPUTS["seq0.input_ids"] + 10**6, "outside the vocabulary"),
+        ("inputs", "seq0.input_ids", INPUTS["seq0.input_ids"] - 10**6, "outside the vocabulary"),
+        ("inputs", "seq0.token_type_ids", INPUTS["seq0.token_type_ids"] + 1, "other than 0 (text) and 1"),
+        ("inputs", "seq0.token_type_ids", INPUTS["seq0.token_type_ids"] * 0, "has 0 image tokens"),
+        ("inputs", "batch.token_type_ids", INPUTS["batch.token_type_ids"] * 0, "batch.pixel_values is"),
+        ("inputs", "batch.attention_mask", INPUTS["batch.attention_mask"] * 0, "a row of padding alone"),
+        ("expected", "rope.positions", None, "rope.x without rope.positions"),
+        ("expected", "rope.x", EXPECTED["rope.x"][0], "rope.x and .positions are"),
+        ("expected", "rope128.bf16_inv_freq", EXPECTED["rope.inv_freq"][:2], "rope128.bf16_inv_freq is [2]"),
+        ("expected", "seq0.generated", EXPECTED["seq0.generated"].float(), "expected token ids"),
+        ("expected", "seq0.generated", EXPECTED["seq0.generated"][:0], "expected token ids"),
+        ("expected", "seq0.generated", EXPECTED["seq0.generated"][None], "expected [T]"),
+        ("image_case", "pixel_values", None, "no pixel_values"),
+    ],
+)
+def test_a_missing_or_odd_tensor_is_one_clear_line(
+    file: str, name: str, value: torch.Tensor | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "v1", tmp_path / "odd"))
+    tensors = load_file(folder / f"{file}.safetensors")
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value.contiguous()
+    save_file(tensors, folder / f"{file}.safetensors")
+    assert complaint in refusal(folder, capsys)
+
+
+@pytest.mark.parametrize("file", ["masks_positions.json", "prompts.json"])
+def test_a_json_entry_without_a_key_or_with_another_type_is_one_clear_line(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "v1", tmp_path / "odd"))
+    cases = json.loads((folder / file).read_bytes())
+    for key in FIELDS[file]:
+        (folder / file).write_text(json.dumps([{k: v for k, v in cases[0].items() if k != key}, *cases[1:]]))
+        assert refusal(folder, capsys) == f"{file}: entry 0 has no {key!r}\n"
+        for odd in (3.5, ["x"]):
+            (folder / file).write_text(json.dumps([cases[0] | {key: odd}]))
+            assert refusal(folder, capsys).startswith(f"{file}: entry 0: {key} is ")
+    for text in ("{}", "[1]"):
+        (folder / file).write_text(text)
+        assert file in refusal(folder, capsys)
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("meta", "no-such-device"):
+        with pytest.raises(SystemExit) as ended:
+            main([str(GOLDEN / "v1"), "--device", name])
+        assert ended.value.code == 2
+        assert f"error: --device {name}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("second", [False, True])

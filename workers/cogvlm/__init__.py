@@ -9,6 +9,7 @@
     quantize.py   8-bit weights (int8, fp8) for the decoder's matrices
     generate.py   continuous batching over a static key-value cache
     captioner.py  the worker: samples in, captions out
+    golden.py     a folder of golden vectors, checked
     parity.py     `python -m workers.cogvlm.parity DIR` compares the model with a folder of golden vectors
 
 docs/cogvlm.md explains the model with its shapes. Importing the package imports no torch.

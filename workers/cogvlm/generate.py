@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from workers.cogvlm.decoder import Cache, Model
-from workers.cogvlm.sequence import IMAGE, pack, position_ids
+from workers.cogvlm.sequence import IMAGE, pack, position_ids, upload
 from workers.cogvlm.vision import normalize
 
 # Attention sees the cache up to the longest row, rounded up to this: one CUDA graph serves that many steps.
@@ -210,12 +210,12 @@ class Generator:
             types[i, :count] = torch.tensor(request.token_types)
             mask[i, :count] = 1
         positions = position_ids(types, mask)
-        rows = torch.tensor([sequence.row for sequence in sequences], device=device)
+        rows = upload(torch.tensor([sequence.row for sequence in sequences]), device)
         # NaN that a failed sequence left in a masked column would reach this one: 0 times NaN is NaN.
         self._cache.k[:, rows] = 0
         self._cache.v[:, rows] = 0
         logits = self.model.prefill(
-            ids.to(device),
+            upload(ids, device),
             pack(types, mask, positions, device),
             self._pixels([request for _, request in batch]),
             self._cache,
@@ -232,7 +232,7 @@ class Generator:
                 torch.zeros_like(last),
             )
         )
-        self._state[:, rows] = first.to(device)
+        self._state[:, rows] = upload(first, device)
         for sequence in sequences:
             self._slots[sequence.row] = sequence
         self._draw(logits, rows, list(enumerate(sequences)))
@@ -241,9 +241,7 @@ class Generator:
         found = [request.pixels() for request in requests if request.pixels is not None]
         if not found:
             return None
-        batch = torch.stack(found)
-        if self.model.device.type == "cuda":
-            batch = batch.pin_memory().to(self.model.device, non_blocking=True)
+        batch = upload(torch.stack(found), self.model.device)
         return normalize(batch) if batch.dtype == torch.uint8 else batch
 
     def _step(self, live: int) -> None:

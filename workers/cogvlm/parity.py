@@ -3,13 +3,13 @@
 DIR holds config.json, model.safetensors, inputs.safetensors, expected.safetensors, and where present
 masks_positions.json, prompts.json and image_case.*; or it holds such folders. tests/data/cogvlm/README.md describes the
 layout. Prints the largest absolute difference of every tensor in float32 beside its tolerance, then how often lower
-precisions choose the same greedy token. Exit 1 when a tensor is beyond its tolerance or was not compared.
+precisions choose the same greedy token. Exit 1 when a tensor is beyond its tolerance or was not compared, 2 when a
+folder is incomplete or damaged.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections import defaultdict
@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from workers.cogvlm.config import CheckpointError, read_config
+from workers.cogvlm.config import CheckpointError
 from workers.cogvlm.decoder import Model, Rotary, causal
 from workers.cogvlm.generate import Generator, Request
+from workers.cogvlm.golden import Golden, read_golden
 from workers.cogvlm.load import load
 from workers.cogvlm.prompt import chat, sequence
 from workers.cogvlm.sequence import expert_mask, pack, position_ids
@@ -90,10 +88,10 @@ def compare(name: str, found: Tensor, expected: Tensor) -> Result:
 @torch.inference_mode()
 def check(folder: Path, device: str = "cpu") -> list[Result]:
     """Every comparison that the folder's files allow, in float32."""
-    inputs, expected = _tensors(folder / "inputs.safetensors"), _tensors(folder / "expected.safetensors")
+    golden = read_golden(folder)
+    inputs, expected, count = golden.inputs, golden.expected, golden.count
     model = load(folder, dtype=torch.float32, device=device)
     low = load(folder, dtype=torch.float32, device=device, rotary="bfloat16")
-    count = sum(re.fullmatch(r"seq\d+\.input_ids", name) is not None for name in inputs)
     found: dict[str, Tensor] = {}
     found |= _vision(model, inputs)
     for i in range(count):
@@ -107,13 +105,14 @@ def check(folder: Path, device: str = "cpu") -> list[Result]:
         for name, tensor in sorted(expected.items())
         if not _is_input(name)
     ]
-    return [*_sequences(folder), *_prompts(folder), *_image(folder, model), *results]
+    return [*_sequences(golden), *_prompts(golden), *_image(golden, model), *results]
 
 
 @torch.inference_mode()
 def agreement(folder: Path, *, dtype: torch.dtype, weight_format: str = "none", device: str = "cpu") -> tuple[int, int]:
     """Teacher-forced steps at which this precision chooses the golden greedy token, and all steps."""
-    inputs, expected = _tensors(folder / "inputs.safetensors"), _tensors(folder / "expected.safetensors")
+    golden = read_golden(folder)
+    inputs, expected = golden.inputs, golden.expected
     model = load(folder, dtype=dtype, device=device, weight_format=weight_format)
     same = steps = 0
     for name in sorted(expected):
@@ -166,8 +165,6 @@ def _vision(model: Model, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         tower(inputs["batch.pixel_values"].to(model.device))
     found = {name: tensors[0] for name, tensors in outputs.items()}
     found["vision.tower"] = found[f"vision.layer.{len(tower.layers) - 1}"][:, 1:]
-    if "vision.conv" in found:
-        found["vision.conv"] = found["vision.conv"].flatten(2).transpose(1, 2)
     return found
 
 
@@ -257,8 +254,8 @@ def _is_input(name: str) -> bool:
     return name.endswith((".positions", ".x", ".bf16_inv_freq"))
 
 
-def _sequences(folder: Path) -> Iterable[Result]:
-    for case in _json(folder / "masks_positions.json"):
+def _sequences(golden: Golden) -> Iterable[Result]:
+    for case in golden.masks:
         types = torch.tensor([case["token_type_ids"]])
         mask = None if case["attention_mask"] is None else torch.tensor([case["attention_mask"]])
         name = f"masks_positions.{case['name']}"
@@ -266,41 +263,28 @@ def _sequences(folder: Path) -> Iterable[Result]:
         yield compare(f"{name}.positions", position_ids(types, mask)[0], torch.tensor(case["position_ids"]))
 
 
-def _prompts(folder: Path) -> Iterable[Result]:
+def _prompts(golden: Golden) -> Iterable[Result]:
     """The stub tokenizer of the golden set: the ids of a text are its UTF-8 bytes."""
-    config = read_config(folder)
-    for i, case in enumerate(_json(folder / "prompts.json")):
+    for i, case in enumerate(golden.prompts):
         history = [(asked, answered) for asked, answered in case["history"]]
-        text = chat(case["query"], history, case["template"] or config.template_version)
-        ids, types = sequence(config, list(text.encode()), image=case["image"])
+        text = chat(case["query"], history, case["template"] or golden.config.template_version)
+        ids, types = sequence(golden.config, list(text.encode()), image=case["image"])
         right = text == case["prompt"] and ids == case["input_ids"] and types == case["token_type_ids"]
         yield Result(f"prompts.{i}", 0.0 if right else float("inf"), 0.0)
 
 
-def _image(folder: Path, model: Model) -> Iterable[Result]:
-    if not (folder / "image_case.safetensors").is_file():
+def _image(golden: Golden, model: Model) -> Iterable[Result]:
+    picture, case = golden.picture, golden.image_case
+    if picture is None:
         return
-    case = load_file(folder / "image_case.safetensors")
-    side = model.config.vision.image_size
-    picture = np.asarray(Image.open(folder / "image_case.png").convert("RGB"))
     yield compare("image_case.raw_uint8", torch.tensor(picture), case["raw_uint8"])
-    square = torch.tensor(resize(picture, side))
+    square = torch.tensor(resize(picture, golden.config.vision.image_size))
     yield compare("image_case.resized_uint8", square, case["resized_uint8"])
     for name, expected in case.items():
-        if other := re.fullmatch(r"resized_uint8_(\d+)", name):
+        if other := re.fullmatch(r"resized_uint8_(\d{2,4})", name):
             yield compare(f"image_case.{name}", torch.tensor(resize(picture, int(other[1]))), expected)
     pixels = normalize(square[None].to(model.device))[0]
     yield compare("image_case.pixel_values", pixels, case["pixel_values"])
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; a folder of golden vectors has it")
-    return load_file(path)
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -312,12 +296,24 @@ def _folders(folder: Path) -> list[Path]:
     return found
 
 
+def _no_device(name: str) -> str:
+    """Why there is no device of this name, or nothing."""
+    try:
+        torch.zeros(1, device=name).tolist()
+    # A torch without CUDA raises AssertionError.
+    except (RuntimeError, AssertionError) as failure:
+        return f"--device {name}: {str(failure).splitlines()[0]}"
+    return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m workers.cogvlm.parity", description="Compare with golden vectors.")
     parser.add_argument("folder", type=Path, help="folder in the golden layout, or a folder of such folders")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     options = parser.parse_args(arguments)
+    if problem := _no_device(options.device):
+        parser.error(problem)
     # TF32 keeps ten bits of a float32 product and would fail by itself.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     write, failed = sys.stdout.write, 0
@@ -333,10 +329,10 @@ def main(arguments: list[str] | None = None) -> int:
             failed += beyond
             for label, dtype, weight_format in PRECISIONS:
                 same, steps = agreement(folder, dtype=dtype, weight_format=weight_format, device=options.device)
-                write(f"  {label}: same token at {same} of {steps} steps ({same / steps:.1%})\n")
+                write(f"  {label}: same token at {same} of {steps} steps ({same / max(1, steps):.1%})\n")
     except CheckpointError as failure:
         sys.stderr.write(f"{failure}\n")
-        return 1
+        return 2
     return 1 if failed else 0
 
 

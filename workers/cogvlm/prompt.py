@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,21 @@ def caption_prompt(name: str) -> CaptionPrompt:
     return CaptionPrompt(name=path.stem, **raw)
 
 
+def tokenizer_revision(folder: Path) -> str:
+    """First 12 hex digits of the SHA-256 of the tokenizer's file in `folder`. Raises CheckpointError without one."""
+    return hashlib.sha256(_tokenizer_file(folder).read_bytes()).hexdigest()[:12]
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder}: neither tokenizer.json nor tokenizer.model; CogVLM ships none: name a folder with the files"
+        " of lmsys/vicuna-7b-v1.5"
+    )
+
+
 class Tokenizer:
     """Text to ids and back, without special tokens: tokenizer.json, else sentencepiece's tokenizer.model.
 
@@ -110,29 +126,25 @@ class Tokenizer:
         self.folder = folder
         self._fast: Any = None
         self._pieces: Any = None
-        if (folder / "tokenizer.json").is_file():
+        file = _tokenizer_file(folder)
+        if file.name == "tokenizer.json":
             import tokenizers
 
             try:
-                self._fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+                self._fast = tokenizers.Tokenizer.from_file(str(file))
             except Exception as failure:  # the library raises bare Exception
-                raise CheckpointError(f"{folder / 'tokenizer.json'}: no tokenizer: {failure}") from None
+                raise CheckpointError(f"{file}: no tokenizer: {failure}") from None
             self._fast.no_padding()
             self._fast.no_truncation()
             # Otherwise `<|end_of_text|>` in a caption from the web becomes the control token of that name.
             self._fast.encode_special_tokens = True
-        elif (folder / "tokenizer.model").is_file():
+        else:
             import sentencepiece
 
             try:
-                self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+                self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
             except (RuntimeError, OSError) as failure:
-                raise CheckpointError(f"{folder / 'tokenizer.model'}: no sentencepiece model: {failure}") from None
-        else:
-            raise CheckpointError(
-                f"{folder}: neither tokenizer.json nor tokenizer.model; CogVLM ships none: name a folder with the files"
-                " of lmsys/vicuna-7b-v1.5"
-            )
+                raise CheckpointError(f"{file}: no sentencepiece model: {failure}") from None
         self._check(config)
 
     def encode(self, text: str) -> list[int]:

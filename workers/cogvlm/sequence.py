@@ -13,6 +13,13 @@ from torch import Tensor
 TEXT, IMAGE = 0, 1
 
 
+def upload(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    """`tensor` on `device`. To a GPU from pinned memory: the host queues the copy and does not wait for the device."""
+    if device is None or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def expert_mask(token_types: Tensor) -> Tensor:
     """True where the vision expert reads the token: it and the next one are image tokens. [B, L] -> bool [B, L].
 
@@ -102,14 +109,18 @@ def pack(
     rank[source] = torch.arange(len(source))
     image = ((token_types == IMAGE) & real).flatten().nonzero().flatten()
     last = torch.where(real, torch.arange(rows * padded).view(rows, padded), -1).amax(1)
+    # One copy for all of them: each would cost a launch.
+    parts = (source, place.flatten()[source], rank[image], rank[last], positions.flatten()[source], lengths)
+    joined = upload(torch.cat([part.long() for part in parts]), device)
+    moved = torch.split(joined, [len(part) for part in parts])
     return Packing(
         vision=int(by_vision.sum()),
-        source=source.to(device),
-        place=place.flatten()[source].to(device),
-        image=rank[image].to(device),
-        last=rank[last].to(device),
-        positions=positions.flatten()[source].to(device),
-        lengths=lengths.to(device),
+        source=moved[0],
+        place=moved[1],
+        image=moved[2],
+        last=moved[3],
+        positions=moved[4],
+        lengths=moved[5],
         rows=rows,
         columns=columns,
         padded=padded,

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from workers.cogvlm.config import Config, VisionConfig
+from workers.cogvlm.sequence import upload
 
 # Mean and standard deviation of CLIP's training pictures, RGB in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -37,8 +38,8 @@ def resize(rgb: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:
 
 def normalize(squares: Tensor) -> Tensor:
     """uint8 squares [I, S, S, 3] to pixel values, float32 [I, 3, S, S]: 0..1, CLIP's mean off, CLIP's deviation one."""
-    mean = torch.tensor(CLIP_MEAN, device=squares.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=squares.device).view(3, 1, 1)
+    mean = upload(torch.tensor(CLIP_MEAN), squares.device).view(3, 1, 1)
+    std = upload(torch.tensor(CLIP_STD), squares.device).view(3, 1, 1)
     return (squares.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -111,6 +112,23 @@ class VisionLayer(nn.Module):
         return out
 
 
+class Merge(nn.Module):
+    """CogVLM2's convolution: every block of 2 x 2 patches becomes one, by a kernel [Hv, Hv, 2, 2] with stride 2."""
+
+    def __init__(self, width: int, grid: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.grid = grid
+        self.weight = nn.Parameter(torch.empty(width, width, 2, 2, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(width, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, P, Hv], row by row -> [I, P/4, Hv]."""
+        # A product, like the patch embedding: cuDNN would round a float32 convolution to TF32.
+        blocks = x.view(len(x), self.grid // 2, 2, self.grid // 2, 2, -1)  # image, row, y, column, x, channel
+        blocks = blocks.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+        return F.linear(blocks, self.weight.flatten(1), self.bias)
+
+
 class Adapter(nn.Module):
     """From the tower's width to the decoder's, through a gated linear unit as wide as the decoder's MLP."""
 
@@ -138,10 +156,9 @@ class Vision(nn.Module):
         super().__init__()
         self.dtype = dtype
         tower, width = config.vision, config.vision.hidden_size
-        self.grid = tower.grid
         self.patch_embedding = PatchEmbedding(tower)
         self.layers = nn.ModuleList(VisionLayer(tower, dtype) for _ in range(tower.num_hidden_layers))
-        self.conv = nn.Conv2d(width, width, kernel_size=2, stride=2, dtype=dtype) if config.second else None
+        self.conv = Merge(width, tower.grid, dtype) if config.second else None
         self.adapter = Adapter(config, dtype)
         self.boi = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.eoi = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -153,7 +170,6 @@ class Vision(nn.Module):
             x = layer(x)
         x = x[:, 1:]
         if self.conv is not None:
-            patches = x.to(self.dtype).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-            x = self.conv(patches).flatten(2).transpose(1, 2)
+            x = self.conv(x.to(self.dtype))
         x = self.adapter(x).float()
         return torch.cat((self.boi.expand(len(x), 1, -1), x, self.eoi.expand(len(x), 1, -1)), dim=1)
