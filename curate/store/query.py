@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from curate.errors import StoreError, UsageError
 
 MEMORY = "1GB"
+MAX_CONDITION = 2000  # characters
 
 
 def connect(path: Path) -> duckdb.DuckDBPyConnection:
@@ -85,6 +86,40 @@ def run(db: duckdb.DuckDBPyConnection, text: str, limit: int, seconds: float) ->
             raise
         except duckdb.Error as why:
             raise UsageError(f"SQL: {first_line(why)}") from None
+
+
+def condition(db: duckdb.DuckDBPyConnection, text: str) -> str:
+    """`text` checked to be one SQL expression over the columns of `samples`, in parentheses; raises UsageError.
+
+    It may have subqueries: the connection reaches nothing but the index.
+    """
+    if len(text) > MAX_CONDITION:
+        raise UsageError(f"the condition has {len(text):,} characters; {MAX_CONDITION:,} are possible")
+    try:
+        found = db.execute("SELECT json_serialize_sql($1::VARCHAR)", [f"SELECT {text}\n"]).fetchone()
+        tree = json.loads(found[0]) if found else {}
+        if tree.get("error"):
+            raise UsageError(f"not SQL: {str(tree.get('error_message', '')).splitlines()[0]}")
+        node = tree["statements"][0]["node"]
+        alone = (
+            len(tree["statements"]) == 1
+            and node["type"] == "SELECT_NODE"
+            and len(node["select_list"]) == 1
+            and node["from_table"]["type"] == "EMPTY"
+            and not any(node.get(clause) for clause in ("where_clause", "group_expressions", "having", "qualify"))
+            and not node.get("modifiers")
+            and not node["select_list"][0].get("alias")
+        )
+        if not alone:
+            raise UsageError("not one condition; write it as after WHERE, e.g. width > 1024 AND faces = 0")
+        described = db.execute(f"DESCRIBE SELECT ({text}\n) AS verdict FROM samples WHERE ({text}\n)").fetchone()
+    except duckdb.InterruptException:
+        raise
+    except duckdb.Error as why:
+        raise UsageError(first_line(why)) from None
+    if described and described[1] != "BOOLEAN":
+        raise UsageError(f"gives {described[1]}, must be true or false; compare it with something")
+    return f"({text}\n)"
 
 
 def first_line(why: duckdb.Error) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ import duckdb
 from curate.errors import CurateError, UsageError
 from curate.explain import last_run
 from curate.store import Store
-from curate.store.query import connect, deadline, first_line
+from curate.store.query import condition, connect, deadline, first_line
 
 QUERY_S = 10.0
-MAX_CONDITION = 2000  # characters
 KEPT_ANSWERS = 64
 
 
@@ -50,32 +48,12 @@ class Snapshot(Store):
                 raise UsageError(first_line(why)) from None
 
     def condition(self, text: str) -> str:
-        """`text` checked to be one SQL expression over the columns of a row; raises UsageError that says what is wrong.
-
-        It may have subqueries: the connection reaches nothing but the index.
-        """
-        if len(text) > MAX_CONDITION:
-            raise UsageError(f"the condition has {len(text):,} characters; {MAX_CONDITION:,} are possible")
-        parsed = self.table("SELECT json_serialize_sql($1::VARCHAR) AS tree", [f"SELECT {text}\n"])
-        tree = json.loads(parsed[0]["tree"])
-        if tree.get("error"):
-            raise UsageError(f"not SQL: {str(tree.get('error_message', '')).splitlines()[0]}")
-        node = tree["statements"][0]["node"]
-        alone = (
-            len(tree["statements"]) == 1
-            and node["type"] == "SELECT_NODE"
-            and len(node["select_list"]) == 1
-            and node["from_table"]["type"] == "EMPTY"
-            and not any(node.get(clause) for clause in ("where_clause", "group_expressions", "having", "qualify"))
-            and not node.get("modifiers")
-            and not node["select_list"][0].get("alias")
-        )
-        if not alone:
-            raise UsageError("not one condition; write it as after WHERE, e.g. width > 1024 AND faces = 0")
-        described = self.table(f"DESCRIBE SELECT ({text}\n) AS verdict FROM samples WHERE ({text}\n)")
-        if described[0]["column_type"] != "BOOLEAN":
-            raise UsageError(f"gives {described[0]['column_type']}, must be true or false; compare it with something")
-        return f"({text}\n)"
+        """`text` checked to be one SQL condition over the columns of a row (curate/store/query.py)."""
+        with deadline(self.cursor, QUERY_S):
+            try:
+                return condition(self.cursor, text)
+            except duckdb.InterruptException:
+                raise TooSlow(f"the condition took longer than {QUERY_S:g} s; a narrower one helps") from None
 
 
 class _Index:
