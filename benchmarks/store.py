@@ -322,6 +322,7 @@ COLUMNS: dict[str, Make] = {
     "width": whole(256, 2049), "height": whole(256, 2049), "aspect": reals(1.2, 0.4, 0.2, 5.0),
     "bits_per_pixel": reals(2.0, 0.6, 0.1, 24.0), "frames": whole(1, 2), "exif_orientation": whole(1, 2),
     "sha256": digest, "pdq": digest, "pdq_quality": whole(20, 101),
+    "pixels_hash": digest, "pdq_centred": digest, "look": digest,
     "sharpness": heavy(300), "sharpness_tile": heavy(800), "tenengrad": heavy(4000), "tenengrad_tile": heavy(9000),
     "luma": reals(115, 35, 0, 255), "contrast": reals(55, 15, 0, 127.5), "underexposed": heavy(0.05, 0, 1),
     "overexposed": heavy(0.04, 0, 1), "colorfulness": heavy(30), "saturation": reals(0.35, 0.15, 0, 1),

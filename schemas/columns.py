@@ -13,8 +13,10 @@ import pyarrow as pa
 TEXT = pa.string()
 INT = pa.int32()
 LONG = pa.int64()
+BOOL = pa.bool_()
 REAL = pa.float32()
 BOX = pa.list_(REAL)
+TEXTS = pa.list_(TEXT)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "identity": (
         Column("sha256", TEXT, "SHA-256 of the original bytes, hex: the identity of the content"),
+        Column("pixels_hash", TEXT, "XXH3-128 of the decoded pixels, hex: equal when every pixel is"),
         Column("pdq", TEXT, "PDQ perceptual hash, 256 bit as 64 hex digits; <= 31 differing bits is a near duplicate"),
         Column("pdq_quality", INT, "PDQ quality 0..100; below 50 the picture is too flat for its hash to mean much"),
+        Column("pdq_centred", TEXT, "PDQ of a centred grid, 64 hex digits: that of a turned picture follows from it"),
+        Column("look", TEXT, "mean color of 3 x 3 tiles, 27 bytes of sRGB as 54 hex digits"),
     ),
     "sharpness": (
         Column("sharpness", REAL, "variance of the Laplacian of 8-bit luma at the canonical size, whole picture"),
@@ -102,10 +107,35 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("translate_model", TEXT, "model name"),
         Column("translate_revision", TEXT, "revision of the model's weights or of the composing code"),
     ),
+    "dedup": (
+        Column("dedup_group", TEXT, "row_id of the first row of the group of copies; its own for a row without copies"),
+        Column("dedup_size", INT, "rows in the group; 1 without copies"),
+        Column("dedup_keep", BOOL, "whether the row is the one of its group to use; true without copies"),
+        Column("dedup_keeper", TEXT, "row_id of the row that stands for this one; its own when that is itself"),
+        Column(
+            "dedup_reason",
+            TEXT,
+            "bytes, pixels, pdq, turned, semantic or caption: why it is a copy of its keeper; "
+            "`chain`: only by way of others; null for a keeper",
+        ),
+        Column("dedup_turn", TEXT, "how this picture must be turned to look like its keeper's; null when it need not"),
+        Column("dedup_distance", INT, "differing bits of the PDQ hashes of row and keeper, 0..256; null without hash"),
+        Column("dedup_similarity", REAL, "cosine of the embeddings of row and keeper, -1..1; null without embedding"),
+        Column("dedup_captions", TEXTS, "of a keeper, with --pool-captions: raw captions of its copies, its own first"),
+    ),
+    "balance": (
+        Column("concept", TEXT, "concept of the taxonomy that the row belongs to; `other` when none fits"),
+        Column("concept_score", REAL, "share of the evidence (keywords) or probability (embedding) of `concept`, 0..1"),
+        Column("concept_engine", TEXT, "what decided: `keywords` or `embedding`"),
+        Column("concept_terms", TEXTS, "keywords that spoke for `concept`; empty for `embedding`"),
+        Column("balance_probability", REAL, "chance of the row to be kept, 0..1; null when it was not to be balanced"),
+        Column("balance_weight", REAL, "expected uses of the row in an epoch; 0 when it is not kept"),
+        Column("balance_keep", BOOL, "whether a draw keyed by seed and row_id keeps it; null when not to be balanced"),
+    ),
 }
 
 # Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
-DERIVED: tuple[str, ...] = ()
+DERIVED: tuple[str, ...] = ("dedup", "balance")
 
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (
@@ -136,6 +166,12 @@ RESERVED = (
 def part_schema(operator: str) -> pa.Schema:
     """Arrow schema of the parts that `operator` writes; `input` has the input's own columns between."""
     return pa.schema([pa.field(c.name, c.type) for c in (*ROW, *OPERATORS[operator], *FAILURE)])
+
+
+def indexed(kind: pa.DataType) -> bool:
+    """Whether a column of this type is in the DuckDB index. Half floats (embeddings) stay in the parts: DuckDB has no
+    such type, and nobody asks SQL for them."""
+    return not pa.types.is_float16(kind.value_type if pa.types.is_list(kind) else kind)
 
 
 def operator_of(column: str) -> str | None:

@@ -14,6 +14,7 @@ import pdqhash
 import pytest
 from PIL import Image
 
+from curate.dedup.turns import TURNS, turn_hashes, turn_looks
 from schemas.columns import OPERATORS
 from schemas.errors import RowError
 from workers import aesthetic
@@ -91,7 +92,7 @@ def test_damaged_and_missing_bytes_have_an_identity_as_far_as_they_go() -> None:
     damaged = sample(noise()).bytes[:500]
     missing = RowError("missing_file", "gone")
     rows = identity([Sample(0, damaged, {}), Sample(1, b"", {}), Sample(2, None, {}), Sample(3, missing, {})])
-    nothing = {"sha256": None, "pdq": None, "pdq_quality": None}
+    nothing = dict.fromkeys(column.name for column in OPERATORS["identity"])
     assert rows == [nothing | {"sha256": hashlib.sha256(damaged).hexdigest()}, nothing, nothing, nothing]
 
 
@@ -124,6 +125,45 @@ def test_pdq_is_pdqhash_at_the_same_size(photographs: dict[str, Image.Image]) ->
         row = identity([one])[0]
         assert differing(row["pdq"], expected) <= 8
         assert abs(row["pdq_quality"] - quality) <= 3
+
+
+TURNED = {
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT, "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "rotated 180": Image.Transpose.ROTATE_180, "transposed": Image.Transpose.TRANSPOSE,
+    "rotated 90": Image.Transpose.ROTATE_270, "rotated 270": Image.Transpose.ROTATE_90,
+    "transverse": Image.Transpose.TRANSVERSE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", TURNED)
+def test_the_hash_and_look_of_a_turned_picture_follow_from_its_own(
+    photographs: dict[str, Image.Image], turn: str
+) -> None:
+    for name, photo in photographs.items():
+        one = identity([sample(photo)])[0]
+        other = identity([sample(photo.transpose(TURNED[turn]))])[0]
+        at = TURNS.index(turn)
+        words = np.frombuffer(bytes.fromhex(one["pdq_centred"]), np.uint32).reshape(1, 8)
+        tiles = np.frombuffer(bytes.fromhex(one["look"]), np.uint8).reshape(1, 3, 3, 3)
+        assert differing(turn_hashes(words, at).tobytes().hex(), other["pdq_centred"]) <= 20, name
+        seen = np.frombuffer(bytes.fromhex(other["look"]), np.uint8).reshape(1, 3, 3, 3)
+        assert np.abs(turn_looks(tiles, at).astype(int) - seen).max() <= 2, name
+        assert differing(one["pdq_centred"], other["pdq_centred"]) > 31, name
+
+
+def test_equal_pixels_have_one_hash_whatever_the_file_and_other_shapes_another() -> None:
+    pixels = noise(60, 40)
+    png, bmp = identity([sample(pixels, "PNG")])[0], identity([sample(pixels, "BMP")])[0]
+    assert png["sha256"] != bmp["sha256"]
+    assert png["pixels_hash"] == bmp["pixels_hash"]
+    assert len(png["pixels_hash"]) == 32
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels, 1))).save(out, "PNG", exif=exif)
+    assert identity([Sample(0, out.getvalue(), {})])[0]["pixels_hash"] == png["pixels_hash"]
+    flat = [identity([sample(np.zeros(shape, np.uint8))])[0]["pixels_hash"] for shape in ((40, 60, 3), (60, 40, 3))]
+    assert flat[0] != flat[1]
 
 
 def test_a_flat_picture_has_no_pdq_quality() -> None:
