@@ -1,0 +1,89 @@
+"""Whether a drawn picture keeps its promises: every glyph inside the picture and readable against what surrounds it.
+
+The colour was chosen for a contrast of 4.5:1 before anything was drawn; here each glyph is measured in the pixels, the
+median luminance of its ink against the median of the ring around it, and must have 3:1 (WCAG 2 for large text).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from curate.synth.colors import AFTER, luminances, ratio
+from curate.synth.render import Rendered
+
+# Ink is where coverage is at least this share of the glyph's greatest: strokes of small serif type never reach 255.
+CORE = 0.85
+RING = np.ones((7, 7), np.uint8)
+NEAR = np.ones((3, 3), np.uint8)
+
+
+def check(drawn: Rendered) -> tuple[str, float]:
+    """A reason (empty when all is well) and the smallest contrast of a glyph; 0.0 where it was not measured."""
+    if drawn.overlap:
+        return "overlap", 0.0
+    if not drawn.glyphs:
+        return "empty", 0.0
+    height, width = drawn.rgb.shape[:2]
+    quads = np.stack([glyph.quad for glyph in drawn.glyphs])
+    low, high = quads.min((0, 1)), quads.max((0, 1))
+    if low[0] < 0 or low[1] < 0 or high[0] > width or high[1] > height:
+        return "outside", 0.0
+    least = min(contrasts(drawn))
+    return ("contrast" if least < AFTER else ""), least
+
+
+def contrasts(drawn: Rendered) -> list[float]:
+    """Contrast of every glyph, 1..21; a character without ink (a space) has no glyph."""
+    height, width = drawn.ink.shape
+    boxes = []
+    for glyph in drawn.glyphs:
+        (x0, y0), (x1, y1) = glyph.quad.min(0), glyph.quad.max(0)
+        boxes.append((max(0, int(x0) - 2), max(0, int(y0) - 2), min(width, int(x1) + 3), min(height, int(y1) + 3)))
+    left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    right, bottom = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    ink = drawn.ink[top:bottom, left:right]
+    near = cv2.dilate(ink, NEAR)
+    ring = cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)
+    ring[near > 16] = 0
+    lights = luminances(drawn.rgb[top:bottom, left:right])
+    found = []
+    for x0, y0, x1, y1 in boxes:
+        cut = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+        light, cover = lights[cut], ink[cut]
+        core = light[cover >= CORE * max(1, int(cover.max()))]
+        around = light[ring[cut] > 0]
+        if not core.size or not around.size:
+            found.append(1.0)
+            continue
+        found.append(ratio(_median(core), _median(around)))
+    return found
+
+
+def strays(drawn: Rendered) -> list[float]:
+    """For each glyph the share of its own ink outside its quad, grown by 1 px; needs a traced rendering."""
+    assert drawn.labels is not None
+    outside = []
+    for number, glyph in enumerate(drawn.glyphs, 1):
+        ys, xs = np.nonzero(drawn.labels == number)
+        if not xs.size:
+            outside.append(1.0)
+            continue
+        inside = _inside(glyph.quad, xs + 0.5, ys + 0.5)
+        outside.append(1 - float(inside.mean()))
+    return outside
+
+
+def _inside(quad: npt.NDArray[np.float32], xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Whether points lie in a convex quad, clockwise on the screen, or within 1 px of it."""
+    inside = np.ones(xs.shape, np.bool_)
+    for (ax, ay), (bx, by) in zip(quad, np.roll(quad, -1, 0), strict=True):
+        length = max(1e-6, float(np.hypot(bx - ax, by - ay)))
+        inside &= ((bx - ax) * (ys - ay) - (by - ay) * (xs - ax)) / length >= -1.0
+    return inside
+
+
+def _median(values: npt.NDArray[np.float32]) -> float:
+    middle = values.size // 2
+    return float(np.partition(values, middle)[middle])
