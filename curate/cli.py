@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="The derived index and the parts it is made from.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+models_app = typer.Typer(help="Weights: what there is, fetch it, check a recipe's.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")]
 StoreAt = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// URI of the store.")]
@@ -190,6 +192,47 @@ def forget(
     opened = Store(store)
     opened.require()
     typer.echo(f"removed {remove(opened, shard)} parts of {shard}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Every model that a recipe can name: size, the key that takes it, whether it is here, its licence."""
+    from curate.models import show_list
+
+    show_list()
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models of `curate models list`.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Fetch what this recipe needs.")] = "",
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+) -> None:
+    """Fetch weights into CURATE_MODELS or the hub's cache; an interrupted pull goes on where it stopped."""
+    from curate.models import needs, pull
+
+    wanted = list(names or [])
+    if recipe:
+        from curate.recipe import load
+
+        wanted += [need.model.name for need in needs(load(recipe, set)) if need.model and need.problem]
+    elif not wanted:
+        raise UsageError("name a model (curate models list) or a recipe (--recipe FILE)")
+    pull(wanted)
+
+
+@models_app.command("check")
+def models_check(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file of a run.")],
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+) -> None:
+    """Say what weights a recipe needs and which are missing; exit code 2 when one is."""
+    from curate.models import check
+    from curate.recipe import load
+
+    check(load(recipe, set))
 
 
 def main() -> None:

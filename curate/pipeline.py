@@ -23,7 +23,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from curate import read
+from curate import models, read
 from curate.engine import Engine
 from curate.engine.driver import Progress, drive
 from curate.engine.tasks import Index, Survey
@@ -73,7 +73,7 @@ def _faces(recipe: Recipe) -> Worker:
 
     keys = recipe.faces
     if keys.engine == "yunet":
-        return faces.YuNet(keys.weights, min_side=keys.min_side)
+        return faces.YuNet(models.locate("faces.weights", keys.weights), min_side=keys.min_side)
     return faces.Haar(min_side=keys.min_side)
 
 
@@ -92,8 +92,8 @@ def _cogvlm(recipe: Recipe) -> Worker:
 
     keys = recipe.caption
     return CogVLM(
-        weights=Path(keys.weights),
-        tokenizer=Path(keys.tokenizer) if keys.tokenizer else None,
+        weights=models.locate("caption.weights", keys.weights),
+        tokenizer=_cogvlm_tokenizer(recipe),
         prompt=keys.prompt,
         max_new_tokens=keys.max_new_tokens,
         rows=keys.rows,
@@ -105,6 +105,12 @@ def _cogvlm(recipe: Recipe) -> Worker:
         rotary=keys.rotary,
         weight_format=keys.weight_format,
     )
+
+
+def _cogvlm_tokenizer(recipe: Recipe) -> Path:
+    if name := models.tokenizer_of(recipe):
+        return models.locate("caption.tokenizer", name)
+    return models.locate("caption.weights", recipe.caption.weights)
 
 
 def _translate(recipe: Recipe) -> Worker:
@@ -156,13 +162,13 @@ def _aesthetic_facts(recipe: Recipe) -> dict[str, Any]:
 def _faces_facts(recipe: Recipe) -> dict[str, Any]:
     from workers import faces, picture
 
-    engine = recipe.faces.engine
+    engine, weights = recipe.faces.engine, recipe.faces.weights
     return {
         "version": faces.VERSION,
         "decoder": picture.VERSION,
         "engine": engine,
         "model": engine,
-        "revision": faces.revision(engine, recipe.faces.weights),
+        "revision": faces.revision(engine, models.locate("faces.weights", weights) if engine == "yunet" else None),
         "min_side": recipe.faces.min_side,
     }
 
@@ -191,19 +197,19 @@ def _caption_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
-    from workers.cogvlm.captioner import model_name, revision
+    from workers.cogvlm.captioner import check_files, model_name, revision
     from workers.cogvlm.prompt import caption_prompt, tokenizer_revision
 
     keys = recipe.caption
-    if not keys.weights:
-        raise UsageError("caption.engine = 'cogvlm' needs caption.weights: the folder of a CogVLM checkpoint")
+    weights, tokenizer = models.locate("caption.weights", keys.weights), _cogvlm_tokenizer(recipe)
+    check_files(weights, tokenizer)
     sampling = ("temperature", "top_k", "top_p", "seed") if keys.temperature else ()
     return {
         "version": 1,
         "engine": "cogvlm",
-        "model": model_name(Path(keys.weights)),
-        "revision": revision(Path(keys.weights)),
-        "tokenizer": tokenizer_revision(Path(keys.tokenizer or keys.weights)),
+        "model": model_name(weights),
+        "revision": revision(weights),
+        "tokenizer": tokenizer_revision(tokenizer),
         "prompt": asdict(caption_prompt(keys.prompt)),
         **{key: getattr(keys, key) for key in ("max_new_tokens", "dtype", "rotary", "weight_format", *sampling)},
     }
@@ -259,7 +265,8 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
-    """Check everything that can be checked before a row is touched: input, store, policy, weights."""
+    """Check everything that can be checked before a row is touched: weights, input, store, policy."""
+    models.require(recipe)
     spec = read.InputSpec(
         recipe.input.uri, recipe.input.format, recipe.input.image_column, recipe.input.caption_column, recipe.input.root
     )

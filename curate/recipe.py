@@ -79,7 +79,7 @@ class Aesthetic:
 @dataclass(frozen=True)
 class Faces:
     engine: str = knob("haar", "haar: embedded; yunet: ONNX weights; none: not counted", ("haar", "yunet", "none"))
-    weights: str = knob("", "file of the detector's weights (yunet)")
+    weights: str = knob("yunet", "model of `curate models list`, or an ONNX file (yunet)")
     min_side: float = knob(0.05, "smallest face side as a share of the picture's short side", at_least=0.0)
 
 
@@ -97,8 +97,8 @@ class Caption:
         ("facts", "cogvlm", "none"),
     )  # fmt: skip
     prompt: str = knob("detailed.v1", "shipped prompt, .toml file or text; `facts` only draws its wording from it")
-    weights: str = knob("", "folder of the model's checkpoint (cogvlm)")
-    tokenizer: str = knob("", "folder of the tokenizer when it is not the checkpoint's (cogvlm: vicuna-7b-v1.5)")
+    weights: str = knob("", "model of `curate models list`, or the folder of a checkpoint (cogvlm)")
+    tokenizer: str = knob("", "the same of the tokenizer, where it is not the checkpoint's or the one the list names")
     max_new_tokens: int = knob(256, "longest caption, tokens", at_least=1)
     rows: int = knob(0, "captions generated at once; 0: what fits in memory, by measurement", at_least=0)
     temperature: float = knob(0.0, "0: the likeliest token; above: sampled, keyed by seed and content", at_least=0.0)

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from PIL import Image
 from rich.console import Console
 
 from curate import pipeline
+from curate.errors import UsageError
 from curate.progress import Display
 from curate.recipe import Recipe, Translate
 from curate.store import Store
 from schemas.columns import OPERATORS
 from schemas.errors import RowError
-from workers.cogvlm.captioner import CogVLM, model_name, revision
+from workers.cogvlm.captioner import AHEAD, CogVLM, _Squares, model_name, revision
 from workers.cogvlm.config import CheckpointError, read_config
 from workers.cogvlm.prompt import Tokenizer, caption_prompt
 from workers.sample import Sample
@@ -288,3 +290,63 @@ def test_a_tiny_checkpoint_captions_a_store_end_to_end(weights: Path, recipe: Re
     ]
     cells = json.loads(store.rows("SELECT report->'cells' FROM runs ORDER BY run_id DESC LIMIT 1")[0][0])
     assert cells == {"caption": kept}
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        ("config", "config.json: no valid JSON"),
+        ("shard", "no complete safetensors file"),
+        ("shape", "vocab_size|lm_head.weight in model.safetensors is"),
+        ("tokenizer", "neither tokenizer.json nor tokenizer.model"),
+    ],
+)
+def test_a_checkpoint_that_cannot_load_is_refused_before_the_run(
+    damage: str, complaint: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    weights = write_checkpoint(tmp_path / "w")
+    if damage == "config":
+        (weights / "config.json").write_text("{")
+    elif damage == "shard":
+        (weights / "model.safetensors").write_bytes((weights / "model.safetensors").read_bytes()[:-100])
+    elif damage == "shape":
+        (weights / "config.json").write_text(json.dumps(config_of(vocab_size=301)))
+    else:
+        (weights / "tokenizer.json").unlink()
+    keys = dataclasses.replace(recipe.caption, engine="cogvlm", weights=str(weights))
+    with pytest.raises(UsageError, match=complaint):
+        pipeline.prepare(dataclasses.replace(recipe, caption=keys, translate=Translate(engine="none")))
+
+
+def test_another_tokenizer_dtype_or_rotary_is_another_fingerprint(recipe: Recipe, tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path / "w")
+
+    def fingerprint(**keys: Any) -> str:
+        caption = dataclasses.replace(recipe.caption, engine="cogvlm", weights=str(weights), **keys)
+        changed = dataclasses.replace(recipe, caption=caption, translate=Translate(engine="none"))
+        return next(v.fingerprint for v in pipeline.prepare(changed).plan.versions if v.operator == "caption")
+
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (weights / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text + " ")
+    assert fingerprint() == fingerprint(rows=8)
+    found = {
+        fingerprint(),
+        fingerprint(tokenizer=str(other)),
+        fingerprint(dtype="float32"),
+        fingerprint(rotary="bfloat16"),
+    }
+    assert len(found) == 4
+
+
+def test_pictures_are_decoded_a_bounded_number_ahead_and_again_after_memory_ran_out() -> None:
+    samples = {bytes([i]): sample for i, sample in enumerate(samples_of(3 * AHEAD))}
+    with ThreadPoolExecutor(2) as pool:
+        squares = _Squares(samples, pool, 14)
+        first = squares.take(bytes([0]))
+        assert len(squares._coming) == AHEAD - 1
+        for i in range(1, 2 * AHEAD):
+            squares.take(bytes([i]))
+        assert len(squares._coming) == AHEAD - 1
+        assert bool((squares.take(bytes([0])) == first).all())

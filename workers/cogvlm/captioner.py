@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import RowError
-from workers.cogvlm.config import CheckpointError, read_config, revision
+from workers.cogvlm.config import CheckpointError, read_config, revision, shard_files
 from workers.cogvlm.prompt import Tokenizer, caption_prompt, sequence
 from workers.picture import decode
 from workers.sample import Sample
@@ -204,6 +205,20 @@ class CogVLM:
                 sampling=self.sampling,
             )
         return self._generator
+
+
+def check_files(weights: Path, tokenizer: Path) -> None:
+    """Raise CheckpointError for what can be seen without reading a weight: config, shards, names, shapes, tokenizer.
+
+    Names and shapes need torch; where it is not installed they are checked when the model loads.
+    """
+    config = read_config(weights)
+    shard_files(weights)
+    Tokenizer(tokenizer, config)
+    if importlib.util.find_spec("torch"):
+        from workers.cogvlm.load import check_checkpoint
+
+        check_checkpoint(weights)
 
 
 def model_name(weights: Path) -> str:

@@ -119,19 +119,14 @@ def load(
     Raises CheckpointError that names the file and the key: missing or truncated shard, missing, unknown or misshapen
     keys, a value that is NaN or infinite, a rotary base that is not this architecture's.
     """
-    config = read_config(folder)
     device = torch.device(device)
     if device.type == "cuda" and device.index is not None:
         # Graphs, events, streams and memory figures are the current device's.
         torch.cuda.set_device(device)
+    check_checkpoint(folder)
+    config, files = read_config(folder), shard_files(folder)
     targets = checkpoint_keys(config)
-    buffers = set(inv_freq_keys(config))
-    with torch.device("meta"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in Model(config, dtype).named_parameters()}
-    wanted = {key: _shape(shapes[target.parameter], target) for key, target in targets.items()}
-    files = shard_files(folder)
-    _check_headers(folder, config, files, wanted, buffers)
-    inv_freq = _inv_freq(config, files, buffers)
+    inv_freq = _inv_freq(config, files, set(inv_freq_keys(config)))
     model = build(config, dtype=dtype, device=device, rotary=rotary, weight_format=weight_format, inv_freq=inv_freq)
     for file in files:
         with _opened(file, device) as shard:
@@ -142,6 +137,15 @@ def load(
                         raise CheckpointError(f"{file}: {key} holds NaN or infinite values; fetch the file again")
                     _put(model, targets[key], tensor)
     return model
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise CheckpointError unless every tensor is there, under its name and in its shape; reads headers alone."""
+    config, files = read_config(folder), shard_files(folder)
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in Model(config, torch.bfloat16).named_parameters()}
+    wanted = {key: _shape(shapes[target.parameter], target) for key, target in checkpoint_keys(config).items()}
+    _check_headers(folder, config, files, wanted, set(inv_freq_keys(config)))
 
 
 def _opened(file: Path, device: torch.device | str = "cpu") -> Any:

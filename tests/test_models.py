@@ -1,0 +1,288 @@
+"""Weights by name: the table, fetching from a real server on loopback, and what a recipe misses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hub_server import COMMIT, Hub, serving
+
+from curate import models
+from curate.errors import CurateError, UsageError
+from curate.recipe import Recipe, from_tables
+
+WEIGHTS = bytes(range(256)) * 64
+ENTRY = f"""
+[tiny]
+about = "a tiny model"
+repo = "maker/tiny"
+revision = "{COMMIT}"
+files = {{ "config.json" = "", "model-*.bin" = "", "w.onnx" = "{hashlib.sha256(WEIGHTS).hexdigest()}" }}
+file = "w.onnx"
+bytes = 16400
+operators = ["faces.weights"]
+licence = "MIT"
+restriction = "for tests alone"
+tokenizer = "words"
+
+[words]
+about = "its tokenizer, whose newest commit is taken"
+repo = "maker/words"
+files = {{ "vocab.txt" = "" }}
+bytes = 10
+operators = ["caption.tokenizer"]
+licence = "MIT"
+"""
+TINY = {
+    "maker/tiny/config.json": b"{}",
+    "maker/tiny/model-1.bin": b"one",
+    "maker/tiny/w.onnx": WEIGHTS,
+    "maker/tiny/README.md": b"not asked for",
+    "maker/words/vocab.txt": b"a b c",
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    (tmp_path / "table.toml").write_text(ENTRY)
+    with serving(Hub(dict(TINY))) as served:
+        yield served
+
+
+def curate(folder: Path, hub: Hub | None, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command with its caches in `folder`; without a server, at a port where nobody listens."""
+    return subprocess.run(
+        [sys.executable, "-m", "curate.cli", *arguments],
+        env=environment(folder, hub, **variables), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def environment(folder: Path, hub: Hub | None, **variables: str) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "CURATE_"))},
+        "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
+        "HF_HOME": str(folder / "hf"),
+        "HOME": str(folder),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CURATE_MODELS_TABLE": str(folder / "table.toml"),
+        **variables,
+    }
+
+
+def test_pull_prints_the_licence_once_and_a_second_pull_asks_the_server_nothing(tmp_path: Path, hub: Hub) -> None:
+    done = curate(tmp_path, hub, "models", "pull", "tiny", CURATE_MODELS=str(tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("licence: MIT; for tests alone") == 1
+    assert "words: " in done.stdout  # what the table names as its tokenizer comes along
+    assert "the newest one is fetched" in done.stdout
+    folder = tmp_path / "models" / "tiny"
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"config.json", "model-1.bin", "w.onnx"}
+    assert (folder / "w.onnx").read_bytes() == WEIGHTS
+    hub.asked.clear()
+    again = curate(tmp_path, hub, "models", "pull", "tiny", CURATE_MODELS=str(tmp_path / "models"))
+    assert (again.returncode, hub.asked) == (0, [])
+    assert f"tiny: already in {folder}" in again.stdout
+
+
+def test_without_curate_models_the_hub_s_own_cache_is_used(tmp_path: Path, hub: Hub) -> None:
+    assert curate(tmp_path, hub, "models", "pull", "tiny").returncode == 0
+    snapshot = tmp_path / "hf" / "hub" / "models--maker--tiny" / "snapshots" / COMMIT
+    assert (snapshot / "w.onnx").read_bytes() == WEIGHTS
+    assert re.search(r"tiny +\d+ kB +here", curate(tmp_path, None, "models", "list").stdout)
+
+
+def test_a_lost_connection_is_taken_up_where_it_ended(tmp_path: Path, hub: Hub) -> None:
+    hub.files["maker/words/vocab.txt"] = bytes(25 << 20)
+    hub.cut["maker/words/vocab.txt"] = 21 << 20  # the hub's client counts in pieces of 10 MiB
+    done = curate(tmp_path, hub, "models", "pull", "words", CURATE_MODELS=str(tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "words" / "vocab.txt").read_bytes() == bytes(25 << 20)
+    ranges = [asked for method, path, asked in hub.asked if method == "GET" and path.endswith("vocab.txt")]
+    assert ranges == ["", f"bytes={20 << 20}-"]
+
+
+def test_a_file_whose_bytes_are_not_what_the_hub_says_is_refused(tmp_path: Path, hub: Hub) -> None:
+    hub.etags["maker/words/vocab.txt"] = "ab" * 32
+    for variables in ({}, {"CURATE_MODELS": str(tmp_path / "models")}):
+        done = curate(tmp_path, hub, "models", "pull", "words", **variables)
+        assert done.returncode == 1
+        assert f"expected {'ab' * 32} for words; removed, pull again" in done.stderr
+        assert list(tmp_path.rglob("vocab.txt")) == []
+
+
+def test_a_file_with_another_hash_is_refused_with_both_and_removed(tmp_path: Path, hub: Hub) -> None:
+    hub.files["maker/tiny/w.onnx"] = WEIGHTS[::-1]
+    done = curate(tmp_path, hub, "models", "pull", "tiny", CURATE_MODELS=str(tmp_path / "models"))
+    assert done.returncode == 1
+    line = done.stderr.strip()
+    assert "\n" not in line
+    assert hashlib.sha256(WEIGHTS).hexdigest() in line
+    assert hashlib.sha256(WEIGHTS[::-1]).hexdigest() in line
+    hub.files["maker/tiny/w.onnx"] = WEIGHTS
+    assert curate(tmp_path, hub, "models", "pull", "tiny", CURATE_MODELS=str(tmp_path / "models")).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "complaint"),
+    [
+        (["tiny"], "gated", "the repository is gated: accept its licence on its page, then set HF_TOKEN"),
+        (["tiny"], "gone", "there is no such repository"),
+        (["tiny"], "lacking", "has no model-*.bin"),
+        (["tiny"], "offline", "HF_HUB_OFFLINE forbids it"),
+        (["tinny"], "", "no model 'tinny'; did you mean 'tiny'?"),
+        ([], "", "name a model (curate models list) or a recipe"),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_line(
+    names: list[str], change: str, complaint: str, tmp_path: Path, hub: Hub
+) -> None:
+    if change == "gated":
+        hub.gated.add("maker/tiny")
+    elif change == "gone":
+        hub.files = {}
+    elif change == "lacking":
+        del hub.files["maker/tiny/model-1.bin"]
+    variables = {"HF_HUB_OFFLINE": "1"} if change == "offline" else {}
+    done = curate(tmp_path, hub, "models", "pull", *names, CURATE_MODELS=str(tmp_path / "models"), **variables)
+    assert done.returncode == (1 if change else 2)
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (hub.asked == []) == (change in ("offline", ""))
+
+
+def test_files_that_lie_elsewhere_are_fetched_continued_and_turned_into_safetensors(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    import torch
+    from safetensors.torch import load_file
+
+    out = io.BytesIO()
+    torch.save({"weight": torch.arange(4.0)[None], "bias": torch.ones(1)}, out)
+    pickled = out.getvalue()
+    (tmp_path / "table.toml").write_text(f"""
+[head]
+about = "a head"
+url = "{hub.url}/plain/main/"
+files = {{ "a+b.pth" = "{hashlib.sha256(pickled).hexdigest()}" }}
+file = "head.safetensors"
+convert = true
+bytes = 1000
+operators = ["faces.weights"]
+licence = "MIT"
+""")
+    hub.files["plain/main/a+b.pth"] = pickled
+    hub.cut["plain/main/a+b.pth"] = 300
+    monkeypatch.setenv("CURATE_MODELS_TABLE", str(tmp_path / "table.toml"))
+    monkeypatch.setenv("CURATE_MODELS", str(tmp_path / "models"))
+    with pytest.raises(CurateError, match="pull again to go on"):
+        models.pull(["head"])
+    models.pull(["head"])
+    assert [asked for _, _, asked in hub.asked] == ["", "bytes=300-"]
+    loaded = load_file(models.locate("faces.weights", "head"))
+    assert loaded["weight"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    hub.files["plain/head.pth"] = pickle.dumps(Evil())
+    (tmp_path / "table.toml").write_text(f"""
+[head]
+about = "a head"
+url = "{hub.url}/plain/"
+files = {{ "head.pth" = "" }}
+file = "head.safetensors"
+convert = true
+bytes = 1000
+operators = ["faces.weights"]
+licence = "MIT"
+""")
+    monkeypatch.setenv("CURATE_MODELS_TABLE", str(tmp_path / "table.toml"))
+    monkeypatch.setenv("CURATE_MODELS", str(tmp_path / "models"))
+    with pytest.raises(CurateError, match="no weights that can be read safely"):
+        models.pull(["head"])
+    assert not (tmp_path / "ran").exists()
+
+
+def recipe_with(tmp_path: Path, **sections: dict[str, object]) -> Recipe:
+    return from_tables({"input": {"uri": str(tmp_path)}, "store": {"uri": str(tmp_path / "store")}, **sections})
+
+
+def test_check_names_every_missing_weight_and_the_command_that_gets_them(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "r.toml").write_text(
+        f'input.uri = "{tmp_path}"\nstore.uri = "{tmp_path}/s"\nfaces.engine = "yunet"\nfaces.weights = "tiny"\n'
+        '[caption]\nengine = "cogvlm"\nweights = "cogvlm-chat"\n'
+    )
+    done = curate(tmp_path, None, "models", "check", str(tmp_path / "r.toml"))
+    assert done.returncode == 2
+    assert "faces.weights     faces.weights = 'tiny' is not here yet (16 kB)" in done.stdout
+    assert "run: curate models pull tiny cogvlm-chat vicuna-7b-v1.5-tokenizer" in done.stderr
+    pulled = curate(
+        tmp_path, hub, "models", "pull", "--recipe", str(tmp_path / "r.toml"), "--set", "caption.engine=none"
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    assert (
+        curate(tmp_path, None, "models", "check", str(tmp_path / "r.toml"), "--set", "caption.engine=none").returncode
+        == 0
+    )
+    dry = curate(tmp_path, None, "run", str(tmp_path / "r.toml"), "--dry-run")
+    assert dry.returncode == 2
+    assert dry.stderr.count("\n") == 1
+    assert "caption.weights = 'cogvlm-chat' is not here yet (35.3 GB)" in dry.stderr
+    assert "curate models pull cogvlm-chat vicuna-7b-v1.5-tokenizer" in dry.stderr
+
+
+def test_a_name_for_another_key_a_wrong_name_and_none_are_refused(tmp_path: Path) -> None:
+    for weights, complaint in (
+        ("opus-mt-en-zh", "faces.weights = 'opus-mt-en-zh': that model is for translate.weights"),
+        ("yunett", "is no path and no model; did you mean 'yunet'?"),
+        ("", "faces.weights is missing; name a path, or one of yunet"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(complaint)):
+            models.require(recipe_with(tmp_path, faces={"engine": "yunet", "weights": weights}))
+
+
+def test_every_entry_of_the_table_names_a_recipe_key_and_can_be_printed() -> None:
+    for model in models.table().values():
+        assert model.licence
+        assert all(len(sha) in (0, 64) for sha in model.files.values())
+        assert not model.revision or re.fullmatch(r"[0-9a-f]{40}", model.revision)
+        assert model.tokenizer in ("", *models.table())
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[a", "is no table of models"),
+        ("a = 1", "[a] must be a section"),
+        ('[a]\nlicense = "MIT"', "unknown key license; did you mean 'licence'?"),
+        ('[a]\nbytes = "x"', "bytes = 'x' must be int"),
+        ('[a]\nabout = "x"', "files, bytes, operators, licence missing"),
+        (ENTRY.replace("w.onnx", "../w.onnx"), "must stay below the model's folder"),
+        (ENTRY.replace('repo = "maker/words"', ""), "needs either repo or url"),
+    ],
+)
+def test_a_table_of_one_s_own_is_read_strictly(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        models.table(str(tmp_path / "t.toml"))
+
+
+def test_no_code_asks_for_remote_code() -> None:
+    for folder in ("curate", "workers", "schemas", "benchmarks", "deploy"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".toml", ".yaml", ".sh"):
+                assert not re.search(r"trust_remote_code\s*=\s*True|weights_only\s*=\s*False", path.read_text()), path
