@@ -1,0 +1,231 @@
+"""Validation loss that can be compared: fixed timesteps, noise keyed by the picture; training's draws are not touched.
+
+    table = measure(unet, probes, ...)       row_id, split, caption, timestep, loss, category, tier
+
+The same weights always give the same figures, whatever the step, the rank or the run; so do two runs that are compared.
+The same number of training rows is measured alike: the gap between the two is a gap and no artefact of the timesteps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.mix import MixDataset
+from curate.train import schedule
+from curate.train.checkpoint import State, averaged
+from curate.train.data import Place, Tools, time_ids
+from curate.train.keyed import generator
+from curate.train.latents import Moments
+from curate.train.log import Log
+from curate.train.loss import squared_errors
+from curate.train.recipe import Phase, Recipe
+from curate.train.text import padded
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("raw", "en", "zh", "none")
+"""Raw caption, synthetic English and Chinese one, and none at all."""
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("split", pa.string()),
+        ("caption", pa.string()),
+        ("timestep", pa.int32()),
+        ("loss", pa.float64()),
+        ("category", pa.string()),
+        ("tier", pa.int32()),
+    ]
+)
+CAPTIONS = ("caption_raw", "captions_en", "captions_zh")
+SEED = 20240706  # of the noises: part of the definition of the measure and no setting
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A row that is measured."""
+
+    item: Mapping[str, Any]
+    split: str
+    moments: Moments
+    captions: Mapping[str, str]
+    """By kind; those that the row has."""
+    category: str | None
+    tier: int | None
+
+
+def timesteps(name: str) -> tuple[int, ...]:
+    """Eight steps over a schedule: dense where the loss tells most, and 50 before the end."""
+    return (50, 150, 300, 450, 600, 750, 900, schedule.SCHEDULES[name].steps - 50)
+
+
+def probes(mix: str, split: str, count: int, buckets: str, tools: Tools, place: Place) -> list[Probe]:
+    """At most `count` rows of a split, chosen by key, this rank's share of them: every rank measures some."""
+    there = MixDataset(mix, split=split, decode=False).settings.columns
+    columns = (*CAPTIONS, *(name for name in ("concept", "tier") if name in there))
+    settings: dict[str, Any] = {"split": split, "seed": SEED, "crop": "center", "buckets": buckets or None}
+    rows = MixDataset(mix, decode=False, columns=columns, **settings)
+    pictures = MixDataset(mix, decode=True, **settings)
+    found = []
+    for number in range(place.rank, min(count, rows.steps(0)), place.world):
+        item = rows.batch(0, number)
+        moments = tools.latents.get(item) if tools.latents else None
+        if moments is None:
+            moments = tools.moments(item, pictures.batch(0, number)["image"])
+        tier = item.get("tier")
+        category = item.get("concept")
+        found.append(
+            Probe(item, split, moments, captions_of(item), category or None, None if tier is None else int(tier))
+        )
+    return found
+
+
+def splits(mix: str) -> list[str]:
+    """The splits that a mix has: train, and validation when it keeps rows back."""
+    return sorted(MixDataset(mix, decode=False).manifest["splits"])
+
+
+def captions_of(item: Mapping[str, Any]) -> dict[str, str]:
+    """The captions of a row by kind: the raw one and the first synthetic one of each language."""
+    found = {"raw": item["caption_raw"]} | {
+        kind: next(iter(item[f"captions_{kind}"] or ()), None) for kind in ("en", "zh")
+    }
+    return {kind: str(text) for kind, text in found.items() if text}
+
+
+def measure(
+    unet: torch.nn.Module,
+    some: Sequence[Probe],
+    tools: Tools,
+    place: Place,
+    *,
+    name: str,
+    prediction: schedule.Prediction,
+    kinds: Sequence[str] = KINDS[:3],
+    noises: int = 1,
+    batch: int = 16,
+    precision: str = "float32",
+) -> pa.Table:
+    """The loss of every probe under every kind of caption at every timestep: mean squared error, unweighted.
+
+    Latents are means, not draws. All ranks call it with their own probes; rank 0 gets the whole table, others an empty
+    one.
+    """
+    import torch
+
+    bars = torch.tensor(schedule.alpha_bar(name), dtype=torch.float32, device=place.device)
+    scaling = float(tools.vae.config.scaling_factor)
+    jobs = [
+        (probe, kind, t, noise)
+        for probe in sorted(some, key=lambda p: (tuple(p.moments.mean.shape), str(p.item["row_id"])))
+        for kind in kinds
+        if kind == "none" or kind in probe.captions
+        for t in timesteps(name)
+        for noise in range(noises)
+    ]
+    lines: dict[str, list[Any]] = {field: [] for field in SCHEMA.names}
+    was_training = unet.training
+    unet.eval()
+    with torch.inference_mode():
+        for chunk in _same_size(jobs, batch):
+            hidden, pooled = padded(
+                [tools.text("" if kind == "none" else probe.captions[kind]) for probe, kind, _, _ in chunk],
+                tools.encoder.length,
+                tools.encoder.pad_left,
+            )
+            draws = [
+                generator(SEED, probe.item["sha256"], t, number).standard_normal(
+                    tuple(probe.moments.mean.shape), dtype=np.float32
+                )
+                for probe, _, t, number in chunk
+            ]
+            found = squared_errors(
+                unet,
+                clean=torch.stack([probe.moments.mean for probe, _, _, _ in chunk]).to(place.device) * scaling,
+                noise=torch.from_numpy(np.stack(draws)).to(place.device),
+                steps=torch.tensor([t for _, _, t, _ in chunk], device=place.device),
+                bars=bars,
+                hidden=hidden.to(place.device),
+                pooled=pooled.to(place.device),
+                time_ids=time_ids([dict(probe.item) for probe, _, _, _ in chunk]).to(place.device),
+                prediction=prediction,
+                precision=precision,
+            )
+            for (probe, kind, t, _), loss in zip(chunk, found.double().cpu().tolist(), strict=True):
+                values = (str(probe.item["row_id"]), probe.split, kind, t, loss, probe.category, probe.tier)
+                for field, value in zip(SCHEMA.names, values, strict=True):
+                    lines[field].append(value)
+    unet.train(was_training)
+    return _gathered(pa.table(lines, schema=SCHEMA), place)
+
+
+def summary(table: pa.Table) -> dict[str, Any]:
+    """Mean loss over rows: overall, and by timestep, kind of caption, category and tier."""
+    by: dict[str, dict[str, float]] = {}
+    for column in ("timestep", "caption", "category", "tier"):
+        groups = table.filter(pc.is_valid(table[column])).group_by(column).aggregate([("loss", "mean")])
+        found = zip(groups[column].to_pylist(), groups["loss_mean"].to_pylist(), strict=True)
+        by[column] = {str(key): round(value, 6) for key, value in sorted(found)}
+    losses = np.asarray(table["loss"])
+    return {"loss": round(float(losses.mean()), 6) if len(losses) else None, "by": by}
+
+
+def _same_size(jobs: Sequence[Any], batch: int) -> list[list[Any]]:
+    """Chunks of at most `batch` jobs whose latents have one size; jobs come sorted by size."""
+    chunks: list[list[Any]] = []
+    for job in jobs:
+        shape = job[0].moments.mean.shape
+        if not chunks or len(chunks[-1]) == batch or chunks[-1][0][0].moments.mean.shape != shape:
+            chunks.append([])
+        chunks[-1].append(job)
+    return chunks
+
+
+def _gathered(table: pa.Table, place: Place) -> pa.Table:
+    if place.world == 1:
+        return table
+    import torch.distributed as dist
+
+    parts: list[pa.Table | None] = [None] * place.world
+    dist.gather_object(table, parts if place.rank == 0 else None)  # type: ignore[no-untyped-call]
+    found = [part for part in parts if part is not None]
+    whole = pa.concat_tables(found) if found else SCHEMA.empty_table()
+    return whole.sort_by([("row_id", "ascending"), ("caption", "ascending"), ("timestep", "ascending")])
+
+
+class Validation:
+    """Fixed-timestep losses of held-out rows and of as many training rows, raw and averaged weights."""
+
+    def __init__(self, wanted: Recipe, phase: Phase, mix: str, tools: Tools, place: Place) -> None:
+        self.wanted, self.phase, self.tools, self.place = wanted, phase, tools, place
+        self.probes = [
+            probe
+            for split in splits(mix)
+            for probe in probes(mix, split, wanted.measure.rows, phase.buckets, tools, place)
+        ]
+
+    def run(self, state: State, unet: torch.nn.Module, log: Log) -> None:
+        """Measure and log; the tables go to OUTPUT/validation."""
+        for weights in ("raw", "ema") if state.ema else ("raw",):
+            with averaged(state) if weights == "ema" else contextlib.nullcontext():
+                table = measure(
+                    unet, self.probes, self.tools, self.place, name=self.phase.schedule,
+                    prediction=cast(schedule.Prediction, self.wanted.model.prediction),
+                    noises=self.wanted.measure.noises, precision=self.wanted.model.precision,
+                )  # fmt: skip
+            if self.place.rank == 0:
+                path = self.wanted.folder / "validation" / f"step-{state.step:08d}-{weights}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table, path)
+                for split in pc.unique(table["split"]).to_pylist():
+                    some = table.filter(pc.equal(table["split"], split))
+                    facts = {"weights": weights, "split": split, "phase": self.phase.name}
+                    log.write("validation", state.step, **facts, rows=len(pc.unique(some["row_id"])), **summary(some))
