@@ -128,6 +128,60 @@ def explain(
 
 
 @app.command()
+def mix(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// URI of the store; or: verify")],
+    directory: Annotated[str, typer.Argument(metavar="[DIR]", help="With verify: the training set to check.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder or s3:// URI to write.")] = "",
+    ratio: Annotated[float, typer.Option(help="Share of raw captions where a row has both kinds, 0..1.")] = 0.5,
+    languages: Annotated[
+        str, typer.Option(help="Shares of languages among synthetic captions; one left out is not used.")
+    ] = "en=0.5,zh=0.5",
+    mode: Annotated[str, typer.Option(help="quota: exact in every bucket and concept; coin: keyed coin.")] = "quota",
+    where: Annotated[str, typer.Option(help="SQL over samples; other rows stay out.")] = "",
+    ignore_policy: Annotated[
+        bool, typer.Option("--ignore-policy", help="Take rows whatever keep, dedup_keep and balance_keep say.")
+    ] = False,
+    synthetic: Annotated[str, typer.Option(help="active: the captions that samples shows; all versions rotate.")] = (
+        "active"
+    ),
+    top: Annotated[str, typer.Option(help="SQL of the pool `top`. [default: tier = 5]")] = "",
+    top_weight: Annotated[float, typer.Option(help="Appearances of a row of the pool top in an epoch.")] = 1.0,
+    text: Annotated[str, typer.Option(help="Store or folder of rendered text (curate synth).")] = "",
+    text_cap: Annotated[float, typer.Option(help="Largest share of rendered text, 0..1.")] = 0.1,
+    rows: Annotated[int, typer.Option(help="Rows at most, drawn by key; 0: all.")] = 0,
+    validation: Annotated[float, typer.Option(help="Share of content groups for the split validation.")] = 0.0,
+    buckets: Annotated[
+        str, typer.Option(help="novelai-512, novelai-1024, sdxl, square-512 or sizes: 512x512,640x448")
+    ] = "novelai-1024",
+    epochs: Annotated[int, typer.Option(help="Epochs to write out; MixDataset needs one, and makes all others.")] = 1,
+    format: Annotated[str, typer.Option(help="parquet, webdataset, or folder (kohya, diffusers).")] = "parquet",
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Crop pictures to their bucket; default: original bytes.")
+    ] = (False),
+    shard_mb: Annotated[int, typer.Option(help="Size of a shard, MB.")] = 256,
+    columns: Annotated[str, typer.Option(help="Further columns of samples to pass through: a,b,c")] = "",
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    engine: Annotated[str, typer.Option(help="processes, ray, or inline; the bytes are the same.")] = "processes",
+    workers: Annotated[int, typer.Option(help="Workers; 0: one for each CPU.")] = 0,
+) -> None:
+    """Write a training set: which rows, which caption for each, in shards with a manifest; or verify one."""
+    from curate.mix import command
+    from curate.mix.settings import Settings, parse_languages
+
+    if store == "verify" and directory:
+        command.check(directory, engine, workers)
+        return
+    if directory or not out:
+        raise UsageError("write it as: curate mix STORE -o DIR, or: curate mix verify DIR")
+    settings = Settings(
+        store, ratio, parse_languages(languages), mode, where, ignore_policy, synthetic, top, top_weight, text,
+        text_cap, rows, validation, buckets, epochs, format, resize, shard_mb,
+        tuple(name.strip() for name in columns.split(",") if name.strip()), seed,
+    )  # fmt: skip
+    command.make(settings, out, engine, workers)
+
+
+@app.command()
 def serve(
     store: StoreAt,
     host: Annotated[
@@ -142,6 +196,19 @@ def serve(
     opened = Store(store)
     opened.require()
     serve_pages(opened, host, port)
+
+
+@app.command()
+def train(
+    targets: Annotated[list[str], typer.Argument(metavar="RECIPE", help="TOML file; with --compare: runs or recipes.")],
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+    compare: Annotated[bool, typer.Option("--compare", help="Compare runs: OUTPUT folders, or recipes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+) -> None:
+    """Train a diffusion model on a mix, or the arms of a comparison."""
+    from curate.train.command import train as run_train
+
+    run_train(targets, set, compare, dry_run)
 
 
 @store_app.command()

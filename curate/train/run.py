@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from curate.errors import CurateError, UsageError
+from curate.errors import UsageError
 from curate.mix import MixDataset
 from curate.train import checkpoint, evaluate, export, grid, launch, loop, models, recipe, tiny
 from curate.train.checkpoint import State, averaged, write_bytes
@@ -181,10 +181,12 @@ def show_plan(wanted: Recipe, console: Console) -> None:
     console.print(recipe.to_toml(wanted), highlight=False, markup=False, soft_wrap=True)
     for phase in wanted.phases:
         mix = phase.mix or wanted.data.mix
-        if wanted.arms:
-            continue
         batch = phase.batch or wanted.train.batch
-        rows = MixDataset(mix, decode=False, batch_size=batch, buckets=phase.buckets or None, leftovers=wanted.data.leftovers)  # fmt: skip
+        if wanted.arms:
+            console.print(f"phase {phase.name}: {phase.steps} steps of {batch} rows, schedule {phase.schedule}")
+            continue
+        settings: dict[str, Any] = {"buckets": phase.buckets or None, "leftovers": wanted.data.leftovers}
+        rows = MixDataset(mix, decode=False, batch_size=batch, **settings)
         per_epoch = rows.steps(0)
         used = dict.fromkeys(rows.buckets, 0)
         for step in rows.order(0).bucket:
@@ -199,12 +201,3 @@ def show_plan(wanted: Recipe, console: Console) -> None:
     saved = checkpoint.checkpoints(wanted.folder / "checkpoints")
     if saved:
         console.print(f"would go on from {saved[-1].name}", highlight=False)
-
-
-def refuse_missing() -> None:
-    """Raise CurateError when the libraries of training are not installed."""
-    from importlib.util import find_spec
-
-    lacking = [name for name in ("torch", "diffusers", "peft", "safetensors") if find_spec(name) is None]
-    if lacking:
-        raise CurateError(f"training needs {', '.join(lacking)}: pip install 'curate[train]'")
