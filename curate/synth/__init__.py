@@ -24,6 +24,10 @@ Columns of the shards `SYNTH/shards/synth-00000.parquet`, on which the main job 
     synth_lines       list<list<float>>   [x1, y1, ... x4, y4] of each line of synth_texts, px, clockwise from its start
     synth_glyphs      list<list<float>>   the same of each visible character, line by line
     synth_contrast    float          smallest contrast of a glyph against what surrounds it, 1..21
+    synth_attempts    int32          how often it was drawn until every check passed, 1..8
+    synth_refused     int32          texts that a face was refused for: one character is missing in it
+    synth_template_zh string         which template wrote the Chinese caption
+    synth_template_en string         the same in English
     synth_reason      string         why the row is infeasible; null in all others
 
 In the store of a main job over these shards they keep these names (none clashes with an operator's column).
@@ -34,9 +38,11 @@ In the store of a main job over these shards they keep these names (none clashes
     colors.py       named colours, contrast
     photographs.py  backgrounds: a store's photographs, or those that installed packages carry
     spec.py         what is drawn: a small JSON of whole numbers
+    layouts.py      plain text, text on photographs, posters, signs, couplets, lists
     render.py       spec to pixels and quads
     check.py        contrast of every glyph, ink inside quads and picture
     captions.py     templates in two languages
+    sample.py       attempts until every check passes
     shards.py       the command's run: workers, shards, manifest
     verify.py       OCR round trip, paired with a clean render
     report.py       the HTML report

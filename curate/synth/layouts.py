@@ -67,6 +67,8 @@ def plain(page: Page) -> None:
         pitch = px * draw.real(1.25, 1.6)
         middle = page.height / 2 + draw.real(-0.5, 0.5) * max(0, 0.8 * page.height - count * pitch)
         _rows(page, texts, face, px, ink, (page.width / 2, middle), pitch, draw.pick("cccl"), effects)
+    if way == "a" and len(page.lines) > 1:
+        way = "b"
     page.say = {"ground": page.ground["c"], "ink": hexed(ink), "way": way, "box": [0, 0, page.width, page.height]}
 
 
@@ -122,7 +124,7 @@ def poster(page: Page) -> None:
     style = draw.pick(("band", "disc", "classic", "corner", "frame"))
     title, under, *details = page.words.lines([(2, 4 if style == "disc" else 6), (5, 10), (4, 9), (4, 9)])
     face = page.able(page.face(bold=True), title)
-    small = page.able(page.face(), under, *details)
+    small = page.able(page.face(px=0.06 * h), under, *details)
     if style == "classic":
         _classic(page, title, [under, *details], (ink, second, accent), (face, small))
         return
@@ -185,7 +187,7 @@ def _classic(
     draw, s, w, h = page.draw, page.side, page.width, page.height
     ink, second, accent = colors
     face = page.able(page.face(("kai", "serif")), title)
-    small = page.able(page.face(("kai", "serif")), *others)
+    small = page.able(page.face(("kai", "serif"), px=0.7 * h / max(map(len, others)) / 1.1), *others)
     px = page.fit(["国"], face, w, min(0.74 * h / len(title) / 1.08, 0.19 * s))
     right = 0.84 * w
     _columns(page, [title], face, px, ink, (right - px / 2, 0.11 * h + len(title) * px * 1.08 / 2), role="title")
@@ -255,7 +257,7 @@ def menu(page: Page) -> None:
     count = draw.whole(3, 5)
     title, *items = page.words.lines([(2, 4)] + [(2, 5)] * count)
     head = page.able(page.face(bold=True), title)
-    face = page.able(page.face(), *items, "¥0123456789")
+    face = page.able(page.face(px=min(0.31 * h / count, 0.085 * s)), *items, "¥0123456789")
     px = page.fit([title], head, 0.6 * w, 0.14 * h)
     page.line(title, head, px, ink, (w / 2, 0.16 * h), "title")
     page.shape("line", accent, 0.12 * w, 0.27 * h, 0.88 * w, 0.27 * h, 3)
@@ -288,7 +290,7 @@ def notice(page: Page) -> None:
     count = draw.whole(3, 4)
     title, *body = page.words.lines([(2, 4)] + [(5, 9)] * count)
     head = page.able(page.face(bold=True), title)
-    face = page.able(page.face(), *body, "0123456789年月日")
+    face = page.able(page.face(px=0.0585 * high), *body, "0123456789年月日")
     ink = draw.pick((BLACK, (60, 60, 62), (16, 42, 110)))
     red = draw.pick(((170, 16, 24), ink))
     page.line(title, head, page.fit([title], head, 0.6 * wide, 0.13 * high), red, (wide / 2, 0.16 * high), "title")
@@ -297,7 +299,7 @@ def notice(page: Page) -> None:
     for number, text in enumerate(body):
         page.line(text, face, px, ink, (0.1 * wide, 0.36 * high + step * number), "detail", align="l")
     date = f"{draw.whole(2019, 2026)}年{draw.whole(1, 12)}月{draw.whole(1, 28)}日"
-    small = page.fit([date], face, 0.55 * wide, 0.06 * high)
+    small = page.fit([date], face, 0.6 * wide, 0.06 * high)
     page.line(date, face, small, ink, (0.9 * wide, 0.9 * high), "date", align="r")
     page.say = {"ground": hexed(board), "ink": hexed(ink), "paper": hexed(paper), "way": "h", "box": [left, top, left + wide, top + high]}
 
@@ -318,7 +320,7 @@ def shop(page: Page) -> None:
     (small,) = page.words.lines([(3, 6)])
     latin = page.latin()
     face = page.able(page.face(bold=True), name)
-    other = page.able(page.face(), small, latin)
+    other = page.able(page.face(px=0.05 * h), small, latin)
     top, high = 0.12 * h, 0.27 * h
     page.shape("rect", mixed(wall, BLACK, 0.6), 0.055 * w + 5, top + 7, 0.89 * w, high)
     page.shape("rect", board, 0.055 * w, top, 0.89 * w, high)
@@ -383,7 +385,7 @@ def banner(page: Page) -> None:
     cloth = draw.pick((RED, RED, (24, 84, 170), (0, 110, 70), (238, 196, 40)))
     ink = draw.pick(readable((WHITE, (250, 220, 90), BLACK), (luminance(cloth),)))
     texts = page.words.lines([(7, 10)] if draw.chance(0.6) else [(6, 9), (6, 9)])
-    face = page.able(page.face(bold=True), *texts)
+    face = page.able(page.face(bold=True, px=0.86 * 0.9 * w / 10), *texts)
     wide = round(0.9 * w)
     px = page.fit(texts, face, 0.86 * wide, 0.12 * h)
     high = round(px * (0.9 + 1.25 * len(texts)))

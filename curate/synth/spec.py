@@ -173,9 +173,10 @@ class Page:
         """The shorter side, px: what sizes are shares of."""
         return min(self.width, self.height)
 
-    def face(self, kinds: tuple[str, ...] = (), bold: bool | None = None) -> Face:
-        """A face: first its kind is drawn, so that many faces of one kind do not crowd out the others."""
-        faces = [face for face in self.world.faces if not kinds or face.kind in kinds] or list(self.world.faces)
+    def face(self, kinds: tuple[str, ...] = (), bold: bool | None = None, px: float = 4096) -> Face:
+        """A face for text of `px`: first its kind is drawn, so that many faces of one kind do not crowd out others."""
+        faces = [face for face in self.world.faces if face.min_px <= px] or list(self.world.faces)
+        faces = [face for face in faces if not kinds or face.kind in kinds] or faces
         faces = [face for face in faces if bold is None or face.bold == bold] or faces
         kind = self.draw.pick(sorted({face.kind for face in faces}))
         return self.draw.pick([face for face in faces if face.kind == kind])
