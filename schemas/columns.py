@@ -132,10 +132,20 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("balance_weight", REAL, "expected uses of the row in an epoch; 0 when it is not kept"),
         Column("balance_keep", BOOL, "whether a draw keyed by seed and row_id keeps it; null when not to be balanced"),
     ),
+    "loss": (
+        Column("train_loss", REAL, "error of the trained model, mean of 8 fixed timesteps; raw caption, else synthetic"),
+        Column("train_loss_raw", REAL, "the same under the raw caption"),
+        Column("train_loss_en", REAL, "the same under the synthetic English caption"),
+        Column("train_loss_zh", REAL, "the same under the synthetic Chinese caption"),
+        Column("train_loss_none", REAL, "the same under the empty caption"),
+        Column("train_caption_gain", REAL, "share of the empty caption's error that the caption saves; <= 0: says nothing"),
+        Column("train_split", TEXT, "train or validation: rows that were trained on have lower errors"),
+        Column("train_run", TEXT, "run and step of the model that was asked"),
+    ),
 }
 
 # Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
-DERIVED: tuple[str, ...] = ("dedup", "balance")
+DERIVED: tuple[str, ...] = ("dedup", "balance", "loss")
 
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (
