@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from curate.errors import CurateError, UsageError
+from curate.rate.cli import campaign_app, ratings_app, users_app
 
 app = typer.Typer(
     name="curate",
@@ -23,6 +24,9 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="The derived index and the parts it is made from.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+app.add_typer(users_app, name="users")
+app.add_typer(campaign_app, name="campaign")
+app.add_typer(ratings_app, name="ratings")
 models_app = typer.Typer(help="Weights: what there is, fetch it, check a recipe's.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
@@ -182,20 +186,63 @@ def mix(
 
 
 @app.command()
+def dedup(
+    store: StoreAt,
+    bits: Annotated[int, typer.Option(help="Differing bits of two PDQ hashes, at most 31; -1: not by hash.")] = 31,
+    quality: Annotated[int, typer.Option(help="PDQ quality, 0..100, that a picture needs to be compared so.")] = 50,
+    color: Annotated[float, typer.Option(help="Mean colour difference of perceptual copies at most, 0..255.")] = 12.0,
+    turned: Annotated[bool, typer.Option(help="Look for mirrored and rotated copies.")] = True,
+    semantic: Annotated[float, typer.Option(help="Cosine of two embeddings at least; 0: not by embedding.")] = 0.97,
+    captions: Annotated[float, typer.Option(help="Jaccard index of two raw captions at least; 0: not by text.")] = 0.0,
+    linkage: Annotated[
+        str, typer.Option(help="group: keep one of a group; keeper: drop direct copies only.")
+    ] = "group",
+    prefer: Annotated[
+        list[str], typer.Option(metavar="SQL", help="What the kept copy has more of (or less: ... asc); repeatable.")
+    ] = [],  # noqa: B006  Typer reads the default and never changes it
+    where: Annotated[str, typer.Option(metavar="SQL", help="Rows that take part, e.g. keep.")] = "",
+    pool_captions: Annotated[bool, typer.Option("--pool-captions", help="Gather a group's captions.")] = False,
+    explain: Annotated[str, typer.Option(metavar="ROW", help="Show the copies of one row and why, and stop.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the columns back, and stop.")] = False,
+) -> None:
+    """Find copies: by bytes, pixels, perceptual hash, embedding and caption; nothing is deleted."""
+    from curate.dedup import Settings
+    from curate.dedup import dedup as find
+    from curate.dedup.show import explain as show_group
+    from curate.dedup.show import show
+    from curate.store import Store
+    from curate.store.derived import withdraw
+
+    opened = Store(store)
+    opened.require()
+    if explain:
+        show_group(opened, explain)
+    elif undo:
+        typer.echo("taken back" if withdraw(opened.files, "dedup") else "nothing to take back")
+    else:
+        wanted = (bits, quality, color, turned, semantic, captions, linkage, tuple(prefer), where, pool_captions)
+        show(opened, find(opened, Settings(*wanted)))
+
+
+@app.command()
 def serve(
     store: StoreAt,
     host: Annotated[
         str, typer.Option(help="Address to listen at; only this machine can reach 127.0.0.1.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    public_url: Annotated[
+        str, typer.Option(help="https:// address of the proxy in front, as browsers see it (docs/rating.md).")
+    ] = "",
+    workers: Annotated[int, typer.Option(help="Processes that answer.", min=1, max=64)] = 1,
 ) -> None:
-    """Serve the explore pages: gallery, what-if, lineage of every row."""
+    """Serve the pages: rating, campaigns, gallery, what-if, lineage of every row."""
     from curate.store import Store
     from curate.web import serve as serve_pages
 
     opened = Store(store)
     opened.require()
-    serve_pages(opened, host, port)
+    serve_pages(opened, host, port, public_url, workers)
 
 
 @app.command()

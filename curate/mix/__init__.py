@@ -21,7 +21,7 @@ The interface of the loader (torch is imported when it is first used):
 
     data = MixDataset("DIR", batch_size=8, rank=rank, world=world)       # local path, s3:// or gs://
     for batch in data: ...                                               # one epoch; the next `for` is the next epoch
-    for batch in torch.utils.data.DataLoader(data, batch_size=None, num_workers=4): ...    # the same batches, same order
+    for batch in data.loader(num_workers=4): ...                         # the same batches in the same order
 
     MixDataset(
         uri,                   # what `curate mix -o` wrote as parquet or webdataset
@@ -30,9 +30,9 @@ The interface of the loader (torch is imported when it is first used):
         seed=None,             # of order, captions and crops; None: the seed of the mix
         batch_size=None,       # rows a rank gets at once, all of one bucket; None: single rows, buckets as they come
         leftovers="base",      # what fills no batch of its bucket: "base" joins it at the base bucket, "short" makes
-                               # short batches, "drop" leaves it out; `data.left_over(epoch)` counts rows never served
+                               # short batches, "drop" leaves it out; data.left_over(epoch) counts what nobody gets
         rank=0, world=1,       # this process among all; the order of the epoch does not depend on them
-        buckets=None,          # other buckets than the export's: "novelai-512", "novelai-1024", "sdxl", "square-512", ...
+        buckets=None,          # others than the export's: "novelai-512", "novelai-1024", "sdxl", "square-512", ...
         crop="random",         # or "center"
         flip=False,            # mirror half of the pictures, keyed (never for the pool "text")
         shuffle=True,          # False: the order of the shards
@@ -47,6 +47,7 @@ An item is a dict:
     caption_source   "raw" or "synthetic"
     language         "en" or "zh"
     variant          which of several synthetic captions, from 0
+    copy             0; 1, 2, ... for further appearances of a row of the highest tier in the same epoch
     pool             "natural", "top" (highest tier) or "text" (rendered text)
     row_id           identity of the row
     sha256           of the original bytes: key of a latent cache, with `bucket`, `resized` and `crop`
@@ -60,7 +61,8 @@ An item is a dict:
 
 With `batch_size` an item is a batch: the same keys with a list of each (so `row_id` is a list of text), and `image` one
 tensor (rows, 3, height, width); `bucket`, `target_size` and `epoch` are lists too. All ranks get the same bucket at the
-same step and the same number of steps. With leftovers="base" or "drop" every batch is full.
+same step and the same number of steps. With leftovers="base" or "drop" every batch is full; with "short" a rank's batch
+may be short, or even empty when fewer rows than ranks are left.
 
 Random access, for trainers in which everything is a function of the step:
 
@@ -70,8 +72,9 @@ Random access, for trainers in which everything is a function of the step:
 
 Resume: `data.state_dict()` is {"epoch", "step", "fingerprint"}, under 200 bytes; `load_state_dict` refuses another mix
 or other settings, and iteration goes on with the first batch that was not yielded. In a DataLoader with workers the
-state moves in the workers' copies: count the steps and set it with `data.seek(epoch, step)`, or use `data.loader(
-num_workers=4)`, which does, and has `state_dict` and `load_state_dict` of its own.
+state moves in the workers' copies; use `data.loader(num_workers=4, **options of torch's DataLoader)`, which keeps it,
+goes on to the next epoch with the next `for`, and has `state_dict` and `load_state_dict` too. `data.seek(epoch, step)`
+sets it by hand.
 
 `data.manifest` is manifest.json; `data.manifest_hash` the hash of the release (the root of its hash tree).
 """

@@ -18,7 +18,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def key_of(text: str) -> int:
-    """The key of a row id or group: what DuckDB's md5_number_lower says (bytes 8..15 of the digest, little end first)."""
+    """The key of a row id or group, as DuckDB's md5_number_lower: bytes 8..15 of the digest, little end first."""
     return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:], "little")
 
 

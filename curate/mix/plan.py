@@ -1,0 +1,323 @@
+"""Which rows a mix takes, in which split, bucket and cell, and which shard of the export holds them.
+
+The plan reads light columns of all rows (about 60 bytes a row in memory), then writes one small Parquet file for each
+shard of the export with all that the shard holds but the pictures: `.plan/train-00000.parquet`. From there on every
+shard is made by itself, on any worker, and the same plan gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.errors import UsageError
+from curate.mix import buckets
+from curate.mix.decide import EN, RAW, RAW_ZH, ZH, Cell, celled, ranked
+from curate.mix.keyed import mixed, salt, uniform
+from curate.mix.settings import Settings, described, from_json
+from curate.mix.sources import Place, Source
+from curate.read import InputSpec, Shard, index
+from curate.store import Store
+from curate.store.files import Files
+from curate.store.parts import list_parts
+
+VERSION = 1  # of all that decides the bytes of a mix beside its settings and rows
+FOLDER = ".plan"
+SPLITS = ("train", "validation")
+POOLS = ("natural", "top", "text")
+MAX_SHARD_ENTRIES = 10_000
+# Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
+GUESSED_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard of the export."""
+
+    split: str
+    epoch: int
+    number: int
+    entries: int
+
+    @property
+    def rows(self) -> str:
+        """File of the plan with the shard's rows; the epochs share it."""
+        return f"{FOLDER}/{self.split}-{self.number:05d}.parquet"
+
+    @property
+    def name(self) -> str:
+        """The shard's name below its split, without suffix."""
+        return f"{self.split}-e{self.epoch:02d}-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that workers and the manifest need beside the rows of the single shards."""
+
+    settings: Settings
+    fingerprint: str
+    places: tuple[Place, ...]
+    buckets: tuple[buckets.Size, ...]
+    concepts: tuple[str, ...]
+    cells: dict[str, tuple[Cell, ...]]
+    """Of each split."""
+    jobs: tuple[Job, ...]
+    left_out: dict[str, int]
+    """Rows that passed `where` and the policy and are not in the mix, by reason."""
+    version: dict[str, Any]
+    """What the store was: its fingerprint, operators, policy and last run."""
+
+    def to_json(self) -> bytes:
+        """The plan as `load` reads it."""
+        values = {**asdict(self), "settings": self.settings.to_json()}
+        return json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
+
+
+def load(files: Files) -> Plan | None:
+    """The plan that was written in a folder, or None."""
+    try:
+        values = json.loads(files.read(f"{FOLDER}/plan.json"))
+    except FileNotFoundError:
+        return None
+    places = tuple(
+        Place(p["uri"], p["kind"], p["mark"], InputSpec(**p["spec"]), {k: (a, b) for k, (a, b) in p["shards"].items()})
+        for p in values["places"]
+    )
+    return Plan(
+        from_json(values["settings"]),
+        values["fingerprint"],
+        places,
+        tuple((w, h) for w, h in values["buckets"]),
+        tuple(values["concepts"]),
+        {split: tuple(Cell(**cell) for cell in cells) for split, cells in values["cells"].items()},
+        tuple(Job(**job) for job in values["jobs"]),
+        values["left_out"],
+        values["version"],
+    )
+
+
+def fingerprint(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Hash of all that decides the mix, and what the store was."""
+    version = _version(settings)
+    facts = {**version, "mix": VERSION, "settings": described(settings)}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16], version
+
+
+def make(settings: Settings, files: Files) -> Plan:
+    """Choose rows, write the files of the plan to `files` and return it; UsageError when nothing is left to mix."""
+    mark, version = fingerprint(settings)
+    sources = [Source(settings.store, settings, "natural")]
+    if settings.text:
+        sources.append(Source(settings.text, settings, "text"))
+    sizes = buckets.parse(settings.buckets)
+    rows, concepts, left_out = _rows(sources, settings, sizes)
+    if not len(rows["key"]):
+        raise UsageError(f"{settings.store}: no row is left to mix ({_reasons(left_out)}); see --where, --languages")
+    entries = _entries(rows, settings)
+    cells: dict[str, tuple[Cell, ...]] = {}
+    jobs: list[Job] = []
+    for split, name in enumerate(SPLITS):
+        part = {column: values[entries["split"] == split] for column, values in entries.items()}
+        if not len(part["key"]):
+            continue
+        part["cell"], cells[name] = celled(part["bucket"], part["concept"], part["options"], len(concepts))
+        part["rank"] = ranked(part["key"], part["cell"], settings.seed)
+        counts = _write(name, part, sources, settings, sizes, files)
+        jobs += [Job(name, e, n, count) for e in range(settings.epochs) for n, count in enumerate(counts)]
+    if "train" not in cells:
+        raise UsageError(f"--validation {settings.validation:g} leaves nothing to train on")
+    places = tuple(source.place for source in sources)
+    plan = Plan(settings, mark, places, sizes, concepts, cells, tuple(jobs), left_out, version)
+    files.replace(f"{FOLDER}/plan.json", plan.to_json())
+    return plan
+
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def _rows(
+    sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...]
+) -> tuple[Arrays, tuple[str, ...], dict[str, int]]:
+    """Light columns of the rows of the mix, in the order of source, shard and row; concepts; who was left out."""
+    parts: list[Arrays] = []
+    concepts: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for at, shard in enumerate(source.names):
+            light = source.light(shard)
+            count = len(light["row"])
+            names = [concepts.setdefault(name, len(concepts)) for name in light.pop("concept")]
+            pools = [POOLS.index(name) for name in light.pop("pool")]
+            options = light["raw"] * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
+            parts.append({
+                "key": light["key"], "content": light["content"], "row": light["row"], "bytes": light["bytes"],
+                "width": light["width"], "height": light["height"], "en": light["en"], "zh": light["zh"],
+                "options": (options + light["raw_zh"] * RAW_ZH).astype(np.uint8),
+                "concept": np.array(names, np.int32), "pool": np.array(pools, np.uint8),
+                "source": np.full(count, number, np.uint8), "shard": np.full(count, at, np.int32),
+            })  # fmt: skip
+    rows: Arrays = {"key": np.zeros(0, np.uint64)}
+    if parts:
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not len(rows["key"]):
+        return rows, (), {}
+    order = sorted(concepts)
+    rows["concept"] = np.array([order.index(name) for name in concepts], np.int32)[rows["concept"]]
+    left_out: Counter[str] = Counter()
+
+    def keep(reason: str, good: npt.NDArray[np.bool_]) -> None:
+        left_out[reason] += int(len(good) - good.sum())
+        for name in rows:
+            rows[name] = rows[name][good]
+
+    keep("no usable caption", (rows["options"] & (RAW | EN | ZH)) != 0)
+    keep("no size", (rows["width"] > 0) & (rows["height"] > 0))
+    rows["bucket"] = buckets.assign(rows["width"], rows["height"], sizes)
+    keep("too far from every bucket", rows["bucket"] >= 0)
+    text = rows["pool"] == POOLS.index("text")
+    weight = np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
+    most = int(settings.text_cap * weight[~text].sum() / (1 - settings.text_cap))
+    keep("beyond text-cap", ~text | (_place(rows["key"], text, settings.seed, "text") < most))
+    if settings.rows:
+        every = np.ones(len(rows["key"]), np.bool_)
+        keep("beyond rows", _place(rows["key"], every, settings.seed, "rows") < settings.rows)
+    return rows, tuple(order), {reason: count for reason, count in left_out.items() if count}
+
+
+def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: object) -> npt.NDArray[np.int64]:
+    """The place of each row in the keyed order of the rows `of`; 0 for all others."""
+    chosen = np.flatnonzero(of)
+    place = np.zeros(len(key), np.int64)
+    place[chosen[np.argsort(mixed(key[chosen], *facts), kind="stable")]] = np.arange(len(chosen))
+    return place
+
+
+def _entries(rows: Arrays, settings: Settings) -> Arrays:
+    """Rows to entries: each with its split, and as often as its weight says (in the training split)."""
+    split = (uniform(rows["content"], settings.seed, "split") < settings.validation).astype(np.uint8)
+    top = (rows["pool"] == POOLS.index("top")) & (split == 0)
+    whole, part = divmod(settings.top_weight, 1.0)
+    extra = uniform(rows["key"], settings.seed, "copies") < part
+    times = np.where(top, int(whole) + extra, 1)
+    entries = {name: np.repeat(values, times) for name, values in rows.items()}
+    entries["split"] = np.repeat(split, times)
+    starts = np.repeat(np.cumsum(times) - times, times)
+    entries["copy"] = (np.arange(len(starts)) - starts).astype(np.int32)
+    again = entries["copy"] > 0
+    copy = entries["copy"][again].astype(np.uint64)
+    entries["key"][again] = mixed(entries["key"][again] ^ mixed(copy, "copy"), "entry")
+    return entries
+
+
+def _cuts(size: npt.NDArray[np.int64], limit: int) -> list[int]:
+    """Where shards end, so that each has about `limit` bytes and at most MAX_SHARD_ENTRIES."""
+    ends, held, count = [], 0, 0
+    for at, length in enumerate(size.tolist()):
+        if count and (held + length > limit or count == MAX_SHARD_ENTRIES):
+            ends.append(at)
+            held = count = 0
+        held += length
+        count += 1
+    return [*ends, len(size)]
+
+
+def _write(
+    split: str, part: Arrays, sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...], files: Files
+) -> list[int]:
+    """Write the plan's files of one split; returns the number of entries of each shard."""
+    length = part["bytes"]
+    if settings.resize:
+        length = np.array([w * h // 4 for w, h in sizes], np.int64)[part["bucket"]]
+    cuts = _cuts(np.where(length > 0, length, GUESSED_BYTES), settings.shard_mb * 1_000_000)
+    held: list[pa.Table] = []
+    count, number, first = 0, 0, 0
+    for table in _full(part, sources, sizes):
+        while table.num_rows:
+            room = cuts[number] - first - count
+            held.append(table.slice(0, room))
+            count += held[-1].num_rows
+            table = table.slice(held[-1].num_rows)
+            if first + count == cuts[number]:
+                out = io.BytesIO()
+                pq.write_table(pa.concat_tables(held, promote_options="permissive"), out, compression="zstd")
+                files.replace(f"{FOLDER}/{split}-{number:05d}.parquet", out.getvalue())
+                number, first, count, held = number + 1, cuts[number], 0, []
+    return [stop - start for start, stop in pairwise([0, *cuts])]
+
+
+def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) -> Iterator[pa.Table]:
+    """The entries with everything that stands in shards but the picture, one source shard after the other."""
+    code = part["source"].astype(np.int64) << 32 | part["shard"]
+    starts = np.flatnonzero(np.diff(code, prepend=-1))
+    for first, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(code)], strict=True):
+        source = sources[int(part["source"][first])]
+        shard = source.names[int(part["shard"][first])]
+        for low in range(first, stop, MAX_SHARD_ENTRIES):
+            here = slice(low, min(stop, low + MAX_SHARD_ENTRIES))
+            rows, at = np.unique(part["row"][here], return_inverse=True)
+            table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["row", "concept"])
+            width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
+            fixed = {
+                "source": part["source"][here], "row": part["row"][here], "key": part["key"][here],
+                "content": part["content"][here],
+                "copy": part["copy"][here], "options": part["options"][here], "cell": part["cell"][here],
+                "rank": part["rank"][here], "en": part["en"][here], "zh": part["zh"][here],
+                "bucket": part["bucket"][here], "concept_number": part["concept"][here],
+                "pool_number": part["pool"][here], "bucket_width": width, "bucket_height": height,
+            }  # fmt: skip
+            names = pa.array([shard] * len(at))
+            yield pa.table({"shard": names, **fixed, **dict(zip(table.column_names, table.columns, strict=True))})
+
+
+def _version(settings: Settings) -> dict[str, Any]:
+    store = Store(settings.store)
+    operators = store.rows(
+        "SELECT operator, fingerprint, engine, model, revision FROM operators WHERE active ORDER BY operator"
+    )
+    names = ("operator", "fingerprint", "engine", "model", "revision")
+    runs = store.rows("SELECT run_id, recipe FROM runs ORDER BY run_id DESC LIMIT 1")
+    policy = store.rows("SELECT name, predicate FROM policy ORDER BY position")
+    parts = hashlib.sha256("\n".join(part.path for part in list_parts(store.files)).encode()).hexdigest()[:16]
+    tables = {name for (name,) in store.rows("SELECT table_name FROM information_schema.tables")}
+    tiers = ""
+    if "consensus" in tables:
+        rated = store.rows("SELECT sha256, tier FROM consensus ORDER BY ALL")
+        tiers = f"{salt(*rated):016x}"
+    store.close()
+    return {
+        "parts": parts,
+        "tiers": tiers,
+        "operators": [dict(zip(names, row, strict=True)) for row in operators],
+        "policy": dict(policy),
+        "run": runs[0][0] if runs else "",
+        "recipe": runs[0][1] if runs else "",
+        "text": _text_version(settings),
+    }
+
+
+def _text_version(settings: Settings) -> str:
+    if not settings.text:
+        return ""
+    source = Source(settings.text, Settings(settings.text), "text")
+    if source.store is not None:
+        paths = [part.path for part in list_parts(source.store.files)]
+        source.store.close()
+    else:
+        place = source.place
+        shards = [Shard(name, uri, format, place.spec) for name, (uri, format) in place.shards.items()]
+        paths = [f"{shard.id} {index(shard).identity}" for shard in shards]
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
+
+
+def _reasons(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "none passes the policy"

@@ -1,0 +1,338 @@
+"""Where rows come from: a store, or a folder of shards with rendered text; both answer the same SQL, shard by shard.
+
+A row's identity in the mix is its `row_id`, with `text/` before it when it comes from the source of rendered text.
+"""
+
+from __future__ import annotations
+
+import io
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError, StoreError, UsageError
+from curate.mix.settings import Settings
+from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.store import Store, query
+from curate.store.files import open_files
+from curate.store.parts import Version, parts_of, read_parts, read_table
+from schemas.errors import RowError
+from schemas.rows import identifier
+
+HAN = "[\\x{4e00}-\\x{9fff}]"
+TOP_TIER = 5
+# Columns that say why a caption must not be used (NULL: nothing is wrong with it), when the store has them.
+REASONS = {"caption_raw": "caption_raw_reason", "caption_en": "caption_en_reason", "caption_zh": "caption_zh_reason"}
+SIZE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a worker needs to read the pictures of a source; travels in the plan."""
+
+    uri: str
+    kind: str
+    """`store`, or `folder`."""
+    mark: str
+    """Fingerprint of the operator `input` (store)."""
+    spec: InputSpec
+    shards: dict[str, tuple[str, str]]
+    """Shard -> (URI, format)."""
+
+    def pictures(self, name: str) -> Pictures:
+        """The pictures of one shard."""
+        return Pictures(self, name)
+
+
+class Pictures:
+    """Original bytes of one shard's rows, ascending."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        if name not in place.shards:
+            raise StoreError(
+                f"{place.uri}: shard {name} is not among those of the last run, so its pictures cannot be found; "
+                "run the main job over all shards again (nothing is computed twice)"
+            )
+        uri, format = place.shards[name]
+        shard = Shard(name, uri, format, place.spec)
+        try:
+            self.locators = _locators(place, shard)
+            self.reader = Reader(shard)
+        except InputError as why:
+            raise CurateError(f"shard {name}: {why.message}") from None
+        self.rows = self.locators["row"].to_numpy()
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """Bytes of the rows; CurateError names the first that cannot be read any more."""
+        at = np.searchsorted(self.rows, rows)
+        found = self.reader.read(list(rows), self.locators.take(pa.array(at)))
+        for row, data in zip(rows, found, strict=True):
+            if isinstance(data, RowError):
+                raise CurateError(
+                    f"row {row} of the shard cannot be read any more ({data.message}); bring the file back, "
+                    "or run the main job again so that the row becomes an error"
+                )
+        return [data for data in found if isinstance(data, bytes)]
+
+
+def _locators(place: Place, shard: Shard) -> pa.Table:
+    """`row` and the private columns that the reader asks for, sorted by row."""
+    if place.kind == "folder":
+        table = _indexed(shard)
+        return table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    files = open_files(place.uri)
+    parts = parts_of(files, Version("input", place.mark), shard.id)
+    if not parts:
+        raise StoreError(f"{place.uri}: no part of operator input for shard {shard.id}")
+    private = [name for name in read_table(files, parts[0].path, []).column_names if name.startswith("_")]
+    table = read_parts(files, parts, ["row", *private])
+    assert table is not None
+    return table
+
+
+@lru_cache(maxsize=4)
+def _indexed(shard: Shard) -> pa.Table:
+    return index(shard).table
+
+
+class Source:
+    """Rows of a store or folder as a DuckDB relation `samples`, one shard at a time."""
+
+    def __init__(self, uri: str, settings: Settings, pool: str) -> None:
+        self.uri, self.settings, self.pool = uri, settings, pool
+        self.prefix = "text/" if pool == "text" else ""
+        self.store: Store | None = Store(uri) if _is_store(uri) else None
+        if self.store is None and pool != "text":
+            Store(uri).require()
+        if self.store is None:
+            self.place = _folder(uri)
+            self.db = duckdb.connect(config={"threads": 1})
+            self.names = [name for name in self.place.shards if self._register(name)]
+            if not self.names:
+                raise UsageError(f"--text {uri!r}: no store and no shards here; make some with: curate synth -o {uri}")
+        else:
+            self.db = self.store.connection()
+            self.place = _place(self.store)
+            self.names = [name for (name,) in self._all("SELECT DISTINCT shard FROM samples ORDER BY 1")]
+        self.columns = {row[0]: row[1] for row in self._all("DESCRIBE samples")}
+        tables = {row[0] for row in self._all("SELECT table_name FROM information_schema.tables")}
+        self.consensus = "consensus" in tables and "tier" not in self.columns and "sha256" in self.columns
+        self._check()
+
+    def light(self, shard: str) -> dict[str, Any]:
+        """What the plan reads of each usable row, as NumPy arrays (and lists for text), in the order of rows."""
+        raw, english, chinese = self._captions()
+        group = [f"'dedup ' || {c}::VARCHAR" for c in ("dedup_group",) if self._has(c)]
+        group += [f"{c}::VARCHAR" for c in ("sha256",) if self._has(c)]
+        select = f"""
+            row, md5_number_lower({self._id()}) AS key,
+            md5_number_lower(coalesce({", ".join([*group, self._id()])})) AS content,
+            coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
+            coalesce({"bytes" if self._has("bytes") else "0"}, 0)::BIGINT AS bytes,
+            (({raw}) IS NOT NULL)::UTINYINT AS raw,
+            coalesce(regexp_matches({raw}, '{HAN}'), FALSE)::UTINYINT AS raw_zh,
+            least(len({english}), 255)::UTINYINT AS en, least(len({chinese}), 255)::UTINYINT AS zh,
+            {self._concept()} AS concept, {self._pool()} AS pool"""
+        table = self._table(shard, select)
+        columns: dict[str, Any] = {
+            name: table[name].to_pylist() if name in ("concept", "pool") else table[name].to_numpy()
+            for name in table.column_names
+        }
+        return columns
+
+    def full(self, shard: str, rows: Sequence[int]) -> pa.Table:
+        """What the shards hold of the rows (ascending) beside the picture: see FULL for the first columns."""
+        raw, english, chinese = self._captions()
+        select = f"""
+            row, {self._id()} AS row_id, {raw} AS caption_raw, {english} AS captions_en, {chinese} AS captions_zh,
+            {"sha256" if self._has("sha256") else "NULL::VARCHAR"} AS sha256,
+            coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
+            {self._concept()} AS concept, {self._drawn()} AS text_drawn"""
+        for name in self.settings.columns:
+            known = self._has(name) or (name == "tier" and self.consensus)
+            select += f", {identifier(name) if known else 'NULL'} AS {identifier(name)}"
+        return self._table(shard, select, rows)
+
+    def _table(self, shard: str, select: str, rows: Sequence[int] | None = None) -> pa.Table:
+        chosen = self._where()
+        parameters: list[Any] = [shard]
+        if rows is not None:
+            chosen, parameters = "row IN (SELECT unnest($2))", [shard, list(rows)]
+        text = f"SELECT {select} FROM ({self._rows()}) WHERE {chosen} ORDER BY row"
+        found = self.db.execute(text, parameters).to_arrow_table()
+        return found.cast(pa.schema([_plain(field) for field in found.schema]))
+
+    def _rows(self) -> str:
+        """SQL of the rows of shard $1, with the tier and other versions of captions joined where there are any."""
+        text, add = "SELECT * FROM samples WHERE shard = $1", ""
+        if self.consensus:
+            text = f"SELECT s.*, c.tier FROM ({text}) AS s LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus "
+            text += "GROUP BY sha256) AS c ON c.sha256 = s.sha256"
+        if self.settings.synthetic == "all" and self.store is not None:
+            for language in ("en", "zh"):
+                add += (
+                    f"LEFT JOIN (SELECT row AS row_{language}, list(text ORDER BY fingerprint) AS others_{language} "
+                    f"FROM captions WHERE shard = $1 AND kind = 'synthetic' AND language = '{language}' AND NOT active "
+                    f"GROUP BY 1) ON row_{language} = row "
+                )
+        return f"SELECT * FROM ({text}) {add}" if add else text
+
+    def _where(self) -> str:
+        chosen = ["TRUE"]
+        if self.store is not None:
+            chosen.append("error IS NULL")
+            if not self.settings.ignore_policy:
+                chosen.append("keep")
+                chosen += [f"coalesce({c}, TRUE)" for c in ("dedup_keep", "balance_keep") if self._has(c)]
+        elif "synth_reason" in self.columns:
+            chosen.append("synth_reason IS NULL")
+        if self.settings.where and self.pool != "text":
+            chosen.append(f"({self.settings.where})")
+        return " AND ".join(chosen)
+
+    def _captions(self) -> tuple[str, str, str]:
+        """SQL of the raw caption and of the lists of English and Chinese synthetic ones, usable ones only."""
+        settings = self.settings
+        raw = self._usable("caption_raw")
+        spoken = " OR ".join(
+            f"{'' if language == 'zh' else 'NOT '}regexp_matches(caption_raw, '{HAN}')"
+            for language in ("en", "zh")
+            if settings.speaks(language)
+        )
+        raw = f"CASE WHEN {spoken} THEN {raw} END" if self._has("caption_raw") else "NULL::VARCHAR"
+        drawn = self._has("synth_caption_en") or self._has("synth_caption_zh")
+        if self.pool == "text":
+            raw = "NULL::VARCHAR"  # the `caption` of rendered text is one of its synthetic ones
+        elif drawn:
+            raw = f"CASE WHEN {self._pool()} <> 'text' THEN {raw} END"
+        lists = []
+        for language in ("en", "zh"):
+            own = f"synth_caption_{language}" if self._has(f"synth_caption_{language}") else "NULL"
+            texts = f"[coalesce({own}, {self._usable(f'caption_{language}')})]"
+            if settings.synthetic == "all" and self.store is not None:
+                texts = f"list_distinct(list_concat({texts}, coalesce(others_{language}, [])))"
+                texts = f"list_sort({texts})"
+            kept = f"list_filter({texts}, lambda x: nullif(trim(x), '') IS NOT NULL)"
+            lists.append(kept if settings.speaks(language) else "[]::VARCHAR[]")
+        return raw, lists[0], lists[1]
+
+    def _usable(self, column: str) -> str:
+        """SQL of a caption, NULL when it is empty or a quality check gives a reason against it."""
+        if not self._has(column):
+            return "NULL::VARCHAR"
+        good = f"nullif(trim({column}), '')"
+        reason = REASONS[column]
+        return f"CASE WHEN {reason} IS NULL THEN {good} END" if self._has(reason) else good
+
+    def _concept(self) -> str:
+        return "coalesce(concept::VARCHAR, 'none')" if self._has("concept") else "'none'"
+
+    def _drawn(self) -> str:
+        """SQL of the text that a row of rendered text is known to show."""
+        if self._has("synth_texts"):
+            return "array_to_string(synth_texts, '\n')"
+        return "NULL::VARCHAR"
+
+    def _pool(self) -> str:
+        if self.pool == "text":
+            return "'text'"
+        top = self.settings.top or (f"tier = {TOP_TIER}" if self.consensus or self._has("tier") else "FALSE")
+        drawn = "WHEN source = 'synth' THEN 'text'" if self._has("source") and self._has("synth_spec_sha") else ""
+        return f"CASE {drawn} WHEN ({top}) THEN 'top' ELSE 'natural' END"
+
+    def _id(self) -> str:
+        return f"'{self.prefix}' || row_id" if self.prefix else "row_id"
+
+    def _has(self, name: str) -> bool:
+        return name in self.columns
+
+    def _all(self, text: str) -> list[tuple[Any, ...]]:
+        return self.db.execute(text).fetchall()
+
+    def _check(self) -> None:
+        """UsageError for SQL and columns that the store does not understand, before anything is read."""
+        for option, text in (("--where", self.settings.where), ("--top", self.settings.top)):
+            if not text or self.pool == "text":
+                continue
+            try:
+                self.db.execute(f"SELECT 1 FROM ({self._rows()}) WHERE ({text}) LIMIT 0", [""])
+            except duckdb.Error as why:
+                raise UsageError(f"{option} {text!r}: {query.first_line(why)}") from None
+        for name in self.settings.columns:
+            if not self._has(name) and self.pool != "text" and not (name == "tier" and self.consensus):
+                raise UsageError(f"--columns: {self.uri} has no column {name!r}; curate sql STORE 'DESCRIBE samples'")
+
+    def _register(self, name: str) -> bool:
+        """Add a shard of a folder to the relation `samples`; its pictures' headers are read for their sizes."""
+        uri, format = self.place.shards[name]
+        shard = Shard(name, uri, format, self.place.spec)
+        try:
+            table = _indexed(shard)
+            own = [column for column in table.column_names if not column.startswith("_")]
+            rows = pa.array(range(table.num_rows), pa.int64())
+            sizes = _sizes(Reader(shard), table)
+        except InputError as why:
+            raise CurateError(f"--text: {why.message}") from None
+        fixed = {
+            "row_id": pa.array([f"{name}:{row}" for row in range(table.num_rows)]),
+            "shard": pa.array([name] * table.num_rows),
+            "row": rows,
+            **sizes,
+        }
+        self.db.register("one", pa.table({**fixed, **{c: table[c] for c in own if c not in fixed}}))
+        known = self._all("SELECT 1 FROM information_schema.tables WHERE table_name = 'samples'")
+        self.db.execute("INSERT INTO samples BY NAME FROM one" if known else "CREATE TABLE samples AS FROM one")
+        return True
+
+
+def _sizes(reader: Reader, table: pa.Table) -> dict[str, pa.Array]:
+    """Width, height and length of each picture of a shard by its header; null for what is no picture."""
+    from workers.picture import header_size
+
+    sizes: list[tuple[int, int, int] | None] = []
+    for first in range(0, table.num_rows, SIZE_BATCH):
+        rows = range(first, min(first + SIZE_BATCH, table.num_rows))
+        for data in reader.read(rows, table.slice(first, len(rows))):
+            size = header_size(data) if isinstance(data, bytes) else None
+            sizes.append(None if size is None or isinstance(data, RowError) else (*size, len(data)))
+    names = ("width", "height", "bytes")
+    return {name: pa.array([size and size[i] for size in sizes], pa.int64()) for i, name in enumerate(names)}
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """Types that every reader of Parquet knows: no views and no large offsets."""
+    kind = field.type
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        kind = pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = pa.list_(_plain(kind.value_field).type)
+    return pa.field(field.name, kind)
+
+
+def _is_store(uri: str) -> bool:
+    return any(True for _ in open_files(uri).list("runs"))
+
+
+def _folder(uri: str) -> Place:
+    try:
+        shards = discover(InputSpec(uri))
+    except InputError as why:
+        raise UsageError(f"--text {uri!r}: {why.message}") from None
+    return Place(uri, "folder", "", InputSpec(uri), {s.id: (s.uri, s.format) for s in shards})
+
+
+def _place(store: Store) -> Place:
+    runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
+    keys = tomllib.load(io.BytesIO(runs[0][0].encode())).get("input", {}) if runs else {}
+    known = {field.name for field in fields(InputSpec)}
+    marks = store.rows("SELECT fingerprint FROM operators WHERE operator = 'input' AND active")
+    shards = store.rows("SELECT shard, uri, format FROM shards")
+    spec = InputSpec(**{"uri": "", **{key: value for key, value in keys.items() if key in known}})
+    mark = marks[0][0] if marks else ""
+    return Place(str(store.files.uri), "store", mark, spec, {name: (uri, format) for name, uri, format in shards})
