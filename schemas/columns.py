@@ -138,7 +138,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("train_loss_en", REAL, "the same under the synthetic English caption"),
         Column("train_loss_zh", REAL, "the same under the synthetic Chinese caption"),
         Column("train_loss_none", REAL, "the same under the empty caption"),
-        Column("train_caption_gain", REAL, "share of the empty caption's error that the caption saves; 0: it says nothing"),
+        Column("train_caption_gain", REAL, "share of the empty caption's error that the caption saves; 0: none"),
         Column("train_split", TEXT, "train or validation: rows that were trained on have lower errors"),
         Column("train_run", TEXT, "run and step of the model that was asked"),
     ),
