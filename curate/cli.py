@@ -194,9 +194,7 @@ def dedup(
     turned: Annotated[bool, typer.Option(help="Look for mirrored and rotated copies.")] = True,
     semantic: Annotated[float, typer.Option(help="Cosine of two embeddings at least; 0: not by embedding.")] = 0.97,
     captions: Annotated[float, typer.Option(help="Jaccard index of two raw captions at least; 0: not by text.")] = 0.0,
-    linkage: Annotated[
-        str, typer.Option(help="group: keep one of a group; keeper: drop direct copies only.")
-    ] = "group",
+    linkage: Annotated[str, typer.Option(help="group: one of a group stays; keeper: direct copies go.")] = "group",
     prefer: Annotated[
         list[str], typer.Option(metavar="SQL", help="What the kept copy has more of (or less: ... asc); repeatable.")
     ] = [],  # noqa: B006  Typer reads the default and never changes it

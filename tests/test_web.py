@@ -24,6 +24,7 @@ from small_store import BLURRED, EMPTY, KEPT, MARKUP, SCRIPT, SMALL, SVG, TINY, 
 from curate.errors import UsageError
 from curate.store import Store
 from curate.web import make_app, whatif
+from curate.web.access import access
 from curate.web.gallery import PAGE_ROWS
 from curate.web.reader import Reader
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(folder: Path) -> Iterator[httpx.Client]:
     """A client of a real server in this process."""
     app = make_app(Store(folder))
-    app.add_api_route("/broken", lambda: 1 / 0)
+    app.add_api_route("/broken", access("public")(lambda: 1 / 0))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -501,8 +502,13 @@ def test_a_busy_port_is_one_clear_line(folder: Path) -> None:
     )
 
 
-def test_another_address_warns_that_there_is_no_login(folder: Path) -> None:
-    with served(folder, "--host", "0.0.0.0") as (_, process):
+def test_at_another_address_everything_asks_for_a_login_and_plain_http_is_warned_of(folder: Path) -> None:
+    with served(folder, "--host", "0.0.0.0") as (address, process):
         assert process.stderr
         warning = process.stderr.readline()
-    assert "no login" in warning
+        port = address.rpartition(":")[2]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            answer = http.get("/")
+            assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/")
+            assert http.get(f"/thumb/{row(KEPT)}").status_code == 401
+    assert "in the clear" in warning

@@ -110,6 +110,7 @@ CREATE TABLE events (                 -- everything that anybody said, in order;
     lease_id INTEGER, rubric_version INTEGER NOT NULL, seconds REAL, at_ms INTEGER NOT NULL,
     context TEXT NOT NULL DEFAULT '{}', CHECK (tier IS NULL OR tier BETWEEN 1 AND 5)) STRICT;
 CREATE INDEX events_of ON events (campaign_id, user_id, id);
+CREATE INDEX events_by ON events (user_id, at_ms);
 CREATE INDEX events_on ON events (item_id, id);
 CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END;
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END;

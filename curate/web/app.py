@@ -1,82 +1,112 @@
-"""The application: routes, security headers, error pages, and the server.
+"""The application: the explore pages' routes, security headers, error pages, and the server.
 
-Each request reads one snapshot of the store (reader.py). Pictures go out by row_id only. Nothing here writes.
+Each request reads one snapshot of the store (reader.py). Pictures go out by row_id only. What is written goes through
+the ledger of ratings (curate/rate/ledger.py); who may ask for what says access.py.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files as resource_files
-from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlsplit
 
-import jinja2
 import typer
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from curate.errors import CurateError, StoreError, UsageError
-from curate.explain import lineage, provenance
+from curate.explain import lineage
 from curate.pictures import original
+from curate.rate import users
+from curate.rate.ledger import Ledger, ledger_path
 from curate.store import Store
-from curate.table import format_value
 from curate.web import gallery, whatif
+from curate.web.access import Desk, SignInError, Visit, access, admit, login_url, visit
+from curate.web.account import add_account, unauthorised
+from curate.web.lead import add_lead
+from curate.web.metrics import Metrics, add_metrics
+from curate.web.pages import Pages
 from curate.web.pictures import PREVIEW_PX, THUMB_PX, Thumbnails, content_type
+from curate.web.rating import add_rating, page_json
 from curate.web.reader import Reader, TooSlow
-from schemas.errors import ROW_ERRORS, RowError
+from schemas.errors import RowError
 
 PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 # The report is one file with its style and pictures inside and no script.
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-# Errors that leave a picture to show: they befell an operator and not the file.
-UNDECODABLE = frozenset(ROW_ERRORS) - {"timeout", "out_of_memory", "worker_crash", "operator_failed"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-SHORT_CACHE = "private, max-age=600"
+MOST_BODY = 1 << 20  # bytes of a request; the largest is a batch of answers, some 30 kB
+PICTURES = ("/thumb/", "/preview/", "/image/", "/static/")
 
 
-def make_app(store: Store, hosts: tuple[str, ...] | None = LOOPBACK) -> FastAPI:
+def make_app(
+    store: Store, hosts: tuple[str, ...] | None = LOOPBACK, ledger: Ledger | None = None, *, loopback: bool = True,
+    public_url: str = "", why_no_ledger: str = "",
+) -> FastAPI:  # fmt: skip
     """The application over one store.
 
     `hosts` are the names under which it answers; any other Host header is refused, so that a web page elsewhere cannot
-    point a name of its own at this machine and read the store. None: any name.
+    point a name of its own at this machine and read the store. None: any name. Without a ledger there are the explore
+    pages alone. `loopback`: only this machine reaches it. `public_url`: where browsers see it, behind a proxy.
     """
     reader = Reader(store)
     thumbnails = Thumbnails(reader)
+    desk = Desk(ledger, loopback, public_url.rstrip("/"), why_no_ledger)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
         thumbnails.close()
         reader.close()
+        if ledger is not None:
+            ledger.close()
 
-    app = FastAPI(title="curate", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    app.add_middleware(_Guard, hosts=hosts)
+    app = FastAPI(
+        title="curate", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, dependencies=[Depends(admit)],
+        description="The rating service of a curate store. Every request needs the session cookie of a signed-in person; "
+        "one that changes something needs the header X-CSRF-Token with the token of GET /api/me.",
+    )  # fmt: skip
+    app.state.desk = desk
+    app.add_middleware(_Guard, hosts=hosts, desk=desk)
     static = resource_files("curate.web").joinpath("static")
     app.mount("/static", StaticFiles(directory=str(static)), name="static")
-    page = _Pages(reader)
+    page = Pages(reader, desk, page_json)
+    metrics = Metrics()
     _add_explore(app, page, reader, thumbnails)
     _add_pictures(app, reader, thumbnails)
+    add_account(app, page, desk)
+    add_rating(app, page, desk, reader, thumbnails, metrics)
+    add_lead(app, page, desk, reader, thumbnails)
+    add_metrics(app, desk, reader, metrics)
     _add_errors(app, page)
+
+    @app.get("/api/openapi.json", include_in_schema=False)
+    @access("rater")
+    def openapi() -> Response:
+        return JSONResponse(app.openapi())
+
     return app
 
 
-def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbnails) -> None:
-    @app.get("/", response_class=HTMLResponse)
+def _add_explore(app: FastAPI, page: Pages, reader: Reader, thumbnails: Thumbnails) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    @access("explore")
     def show_gallery(request: Request) -> Response:
         with reader.open() as store:
             view = gallery.View.of(request.query_params)
@@ -99,7 +129,8 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
             columns=columns, problem=problem, shown=shown, pages=max(-(-shown // gallery.PAGE_ROWS), 1),
         )  # fmt: skip
 
-    @app.get("/what-if", response_class=HTMLResponse)
+    @app.get("/what-if", response_class=HTMLResponse, include_in_schema=False)
+    @access("explore")
     def show_what_if(request: Request) -> Response:
         with reader.open() as store:
             policy = [(p["name"], p["sql"]) for p in reader.record(store)["predicates"]]
@@ -116,7 +147,8 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
             thumbnails.prefetch(list(dict.fromkeys(r["row_id"] for strip in strips for r in strip if r["width"])))
         return page("whatif.html", status=400 if problem else 200, form=form, answer=answer, problem=problem)
 
-    @app.get("/row/{row_id}", response_class=HTMLResponse)
+    @app.get("/row/{row_id}", response_class=HTMLResponse, include_in_schema=False)
+    @access("explore")
     def show_row(row_id: str) -> Response:
         with reader.open() as store:
             try:
@@ -124,18 +156,20 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
             except UsageError as why:
                 raise HTTPException(404, str(why)) from None
             before = store.rows(
-                "SELECT (SELECT row_id FROM wide WHERE id = (SELECT max(id) FROM wide WHERE id < w.id)), "
-                "(SELECT row_id FROM wide WHERE id = (SELECT min(id) FROM wide WHERE id > w.id)) "
+                "SELECT (SELECT row_id FROM wide WHERE _id = (SELECT max(_id) FROM wide WHERE _id < w._id)), "
+                "(SELECT row_id FROM wide WHERE _id = (SELECT min(_id) FROM wide WHERE _id > w._id)) "
                 "FROM wide AS w WHERE row_id = $1",
                 [row_id],
             )
         return page("row.html", found=found, neighbours=before[0])
 
-    @app.get("/favicon.ico")
+    @app.get("/favicon.ico", include_in_schema=False)
+    @access("public")
     def no_icon() -> Response:
         return Response(status_code=204)
 
-    @app.get("/report")
+    @app.get("/report", include_in_schema=False)
+    @access("explore")
     def report() -> Response:
         if not reader.store.files.exists("report.html"):
             raise HTTPException(404, f"no report yet; write one with: curate report {reader.store.uri}")
@@ -145,35 +179,36 @@ def _add_explore(app: FastAPI, page: _Pages, reader: Reader, thumbnails: Thumbna
 
 def _add_pictures(app: FastAPI, reader: Reader, thumbnails: Thumbnails) -> None:
     def small(row_id: str, side_px: int) -> Response:
-        return Response(thumbnails.get(row_id, side_px), media_type="image/jpeg", headers=_file_headers())
+        return Response(thumbnails.get(row_id, side_px), media_type="image/jpeg", headers=Pages.file_headers)
 
-    @app.get("/thumb/{row_id}")
+    @app.get("/thumb/{row_id}", include_in_schema=False)
+    @access("explore")
     def thumb(row_id: str) -> Response:
         return small(row_id, THUMB_PX)
 
-    @app.get("/preview/{row_id}")
+    @app.get("/preview/{row_id}", include_in_schema=False)
+    @access("explore")
     def preview(row_id: str) -> Response:
         return small(row_id, PREVIEW_PX)
 
-    @app.get("/image/{row_id}")
+    @app.get("/image/{row_id}", include_in_schema=False)
+    @access("explore")
     def image(row_id: str) -> Response:
         with reader.open() as store:
             data = original(store, row_id)
         kind = content_type(data)
         name = f"{row_id.replace(':', '-')}.{kind.partition('/')[2]}"
-        headers = _file_headers() | {"Content-Disposition": f'inline; filename="{name}"'}
+        headers = Pages.file_headers | {"Content-Disposition": f'inline; filename="{name}"'}
         return Response(data, media_type=kind, headers=headers)
 
 
-def _file_headers() -> dict[str, str]:
-    return {"Cache-Control": SHORT_CACHE, "Content-Security-Policy": FILE_POLICY}
-
-
-def _add_errors(app: FastAPI, page: _Pages) -> None:
-    """Every failure is a page that says what is wrong; a picture that is not there is a line of plain text."""
+def _add_errors(app: FastAPI, page: Pages) -> None:
+    """Every failure is a page that says what is wrong; of a picture a line of plain text, of the API a line of JSON."""
 
     def answer(request: Request, status: int, message: str) -> Response:
-        if request.url.path.startswith(("/thumb/", "/preview/", "/image/", "/static/")):
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"detail": message}, status)
+        if request.url.path.startswith(PICTURES):
             return PlainTextResponse(message, status)
         return page("error.html", status=status, message=message, title=HTTPStatus(status).phrase)
 
@@ -181,7 +216,24 @@ def _add_errors(app: FastAPI, page: _Pages) -> None:
     def http(request: Request, why: HTTPException) -> Response:
         plain = f"There is nothing at {request.url.path}."
         message = plain if why.status_code == 404 and why.detail == "Not Found" else why.detail
-        return answer(request, why.status_code, message)
+        made = answer(request, why.status_code, message)
+        made.headers.update(why.headers or {})
+        return made
+
+    @app.exception_handler(SignInError)
+    def sign_in(request: Request, why: SignInError) -> Response:
+        if request.url.path.startswith("/api/") or request.method not in ("GET", "HEAD"):
+            return unauthorised()
+        if request.url.path.startswith(PICTURES):
+            return PlainTextResponse("Sign in first.", 401)
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(login_url(asked), 303)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, why: RequestValidationError) -> Response:
+        first = why.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return answer(request, 422, f"{where}: {first['msg']}")
 
     @app.exception_handler(RowError)
     def row(request: Request, why: RowError) -> Response:
@@ -201,99 +253,146 @@ def _add_errors(app: FastAPI, page: _Pages) -> None:
         return broken
 
 
-class _Pages:
-    """Renders a template; HTML is escaped and a name that is not there is an error."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("curate.web", "templates"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self.templates.filters |= {
-            "value": lambda value: "NULL" if value is None else format_value(value),
-            "url": lambda text: quote(str(text), safe=""),
-            "provenance": provenance,
-        }
-        self.templates.globals |= {
-            "about": gallery.ABOUT,
-            "error_words": ROW_ERRORS,
-            "undecodable": UNDECODABLE,
-            "store_uri": reader.store.uri,
-            "has_report": lambda: reader.store.files.exists("report.html"),
-        }
-
-    def __call__(self, template: str, status: int = 200, **context: Any) -> Response:
-        html = self.templates.get_template(template).render(context)
-        return HTMLResponse(html, status, headers={"Cache-Control": "no-store"})
-
-
 class _Guard:
-    """Refuses foreign Host headers and puts the security headers on every answer."""
+    """Refuses foreign Host headers and large bodies, finds out who asks, and hardens every answer."""
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] | None, desk: Desk) -> None:
         self.app = app
         self.hosts = hosts
+        self.desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        held = 0
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 _harden(MutableHeaders(scope=message))
+                if self.desk.secure:
+                    MutableHeaders(scope=message)["Strict-Transport-Security"] = "max-age=31536000"
             await send(message)
 
-        host = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), "")
+        async def measured() -> Message:
+            nonlocal held
+            message = await receive()
+            held += len(message.get("body", b""))
+            if held > MOST_BODY:
+                raise HTTPException(413, f"A request has at most {MOST_BODY:,} bytes.")
+            return message
+
+        host = headers.get("host", "")
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
         if self.hosts is not None and name.lower() not in self.hosts:
             refuse = PlainTextResponse(f"This server does not answer to the name {name!r}.", 421)
             await refuse(scope, receive, guarded)
             return
-        await self.app(scope, receive, guarded)
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length[:12]) > MOST_BODY:
+            await PlainTextResponse(f"A request has at most {MOST_BODY:,} bytes.", 413)(scope, receive, guarded)
+            return
+        path = scope["path"]
+        visit.set(Visit() if path.startswith("/static/") else self.desk.visit_of(path, headers))
+        await self.app(scope, measured, guarded)
 
 
 def _harden(headers: MutableHeaders) -> None:
     headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Frame-Options"] = "DENY"
     headers["Referrer-Policy"] = "same-origin"
     headers["Cross-Origin-Resource-Policy"] = "same-origin"
     headers["Cross-Origin-Opener-Policy"] = "same-origin"
     headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
 
 
-def serve(store: Store, host: str, port: int) -> None:
+def serve(store: Store, host: str, port: int, public_url: str = "", workers: int = 1) -> None:
     """Serve the pages until interrupted; raises CurateError when the address cannot be had.
 
-    Port 0 takes a free one. The address is printed once the port is ours.
+    Port 0 takes a free one. The address is printed once the port is ours. `public_url` is the https:// address of a
+    proxy in front of us; several `workers` share the port.
     """
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
+    _check_url(public_url)
+    ledger, why = _ledger(store)
+    loopback = _is_loopback(host) and not public_url
+    if ledger is None and not loopback:
+        raise UsageError(f"--host {host}: without accounts the pages are for this machine only. {why}")
     listening = _listen(host, port)
     try:
         store.connection()  # a store that cannot be read is said now and not on the first page
         store.close()
         shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}"
-        typer.echo(f"serving {store.uri} at {address}   (Ctrl+C ends)")
-        hosts: tuple[str, ...] | None = (*LOOPBACK, host.lower())
-        if not _is_loopback(host):
-            typer.echo(
-                f"warning: {host} is reachable from other machines and there is no login yet: whoever can connect sees "
-                "every picture and caption. Use 127.0.0.1 and an SSH tunnel, or a proxy that asks for a password.",
-                err=True,
-            )
-            hosts = None
+        address = public_url.rstrip("/") or f"http://{shown}:{listening.getsockname()[1]}"
+        _say(store, ledger, why, address, host, loopback)
+        if ledger is not None:
+            ledger.close()
+        os.environ["CURATE_SERVE"] = "\n".join((store.uri, host, public_url))
         config = uvicorn.Config(
-            make_app(store, hosts), log_level="warning", server_header=False, date_header=True, lifespan="on"
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+            "curate.web.app:from_environment", factory=True, log_level="warning", server_header=False,
+            date_header=True, lifespan="on", workers=workers, proxy_headers=bool(public_url),
+        )  # fmt: skip
+        if workers > 1:
+            Multiprocess(config, sockets=[listening]).run()
+        else:
+            uvicorn.Server(config).run(sockets=[listening])
     finally:
         listening.close()
+
+
+def from_environment() -> FastAPI:
+    """The application that `serve` describes in CURATE_SERVE: for each of its worker processes."""
+    uri, host, public_url = os.environ["CURATE_SERVE"].split("\n")
+    store = Store(uri)
+    ledger, why = _ledger(store)
+    loopback = _is_loopback(host) and not public_url
+    names: tuple[str, ...] | None = (
+        *LOOPBACK,
+        host.lower(),
+        *((urlsplit(public_url).hostname or "",) if public_url else ()),
+    )
+    if not loopback and not public_url:
+        names = None
+    return make_app(store, names, ledger, loopback=loopback, public_url=public_url, why_no_ledger=why)
+
+
+def _ledger(store: Store) -> tuple[Ledger | None, str]:
+    """The ledger of the store, or why there is none: then the explore pages still work."""
+    try:
+        return Ledger(ledger_path(store.files)), ""
+    except (UsageError, StoreError, OSError) as why:
+        return None, f"{why}"
+
+
+def _say(store: Store, ledger: Ledger | None, why: str, address: str, host: str, loopback: bool) -> None:
+    typer.echo(f"serving {store.uri} at {address}   (Ctrl+C ends)")
+    if ledger is None:
+        typer.echo(f"no ratings here: {why}", err=True)
+        return
+    if not users.any_account(ledger.read()):
+        if loopback:
+            now = ledger.clock()
+            key = ledger.write(lambda db: users.invite(db, users.local_lead(db, now), None, now, kind="session"))
+            typer.echo(f"to rate and to lead, sign in by this link (works once): {address}/invitation/{key}")
+        else:
+            typer.echo(f"nobody has an account yet; make one with: curate users add {store.uri} NAME --role admin")
+    if not loopback and address.startswith("http://"):
+        typer.echo(
+            f"warning: {host} is reachable from other machines, and passwords would cross the network in the clear. "
+            "Listen at 127.0.0.1 behind a proxy that has a certificate, and name its address: "
+            "--public-url https://rate.example.org (docs/rating.md)",
+            err=True,
+        )
+
+
+def _check_url(public_url: str) -> None:
+    parts = urlsplit(public_url)
+    if public_url and (parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/")):
+        raise UsageError(f"--public-url {public_url!r}: write it as https://rate.example.org, without a path")
 
 
 def _listen(host: str, port: int) -> socket.socket:

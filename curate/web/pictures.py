@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from curate.errors import CurateError
-from curate.pictures import originals, thumbnail
+from curate.pictures import originals, preview, thumbnail
 from curate.web.reader import Reader
 from schemas.errors import RowError
 from workers.picture import sniff
@@ -48,15 +48,20 @@ class Thumbnails:
 
     def get(self, row_id: str, side_px: int) -> bytes:
         """The thumbnail; raises RowError or StoreError when there is none."""
+        return self.ask(row_id, side_px).result(WAIT_S)
+
+    def ask(self, row_id: str, side_px: int) -> Future[bytes]:
+        """A promise of the thumbnail, kept already when it was made before."""
         key = row_id, side_px
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                return self._kept[key]
+                kept: Future[bytes] = Future()
+                kept.set_result(self._kept[key])
+                return kept
             if key not in self._waiting:
                 self._start([row_id], side_px)
-            waiting = self._waiting[key]
-        return waiting.result(WAIT_S)
+            return self._waiting[key]
 
     def close(self) -> None:
         """Finish what was begun and stop the threads."""
@@ -82,7 +87,8 @@ class Thumbnails:
         for row_id, future in promised.items():
             data = found.pop(row_id)
             try:
-                made = data if isinstance(data, RowError) else thumbnail(data, side_px)
+                make = preview if side_px == PREVIEW_PX else thumbnail
+                made = data if isinstance(data, RowError) else make(data, side_px)
             except RowError as why:
                 made = why
             self._keep(row_id, side_px, future, made)

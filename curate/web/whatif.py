@@ -139,7 +139,7 @@ def compiled(reader: Reader, store: Snapshot, form: list[Field]) -> list[Predica
                 raise UsageError(f"{field.name}: {why}") from None
     path = [version["operator"] for version in record["versions"]]
     schema = store.cursor.execute("SELECT * FROM wide LIMIT 0").to_arrow_table().schema
-    own = [f for f in schema if f.name not in ("id", "row_id", "error") and not f.name.startswith("done_")]
+    own = [f for f in schema if f.name not in ("row_id", "error") and not f.name.startswith("_")]
     written = {c.name: path.index(op) for op in path for c in OPERATORS[op]}
     idle = {c.name for op, columns in OPERATORS.items() if op not in path for c in columns}
     usable = pa.schema([f for f in own if f.name not in idle])
@@ -151,7 +151,7 @@ def judge(reader: Reader, store: Snapshot, form: list[Field], cut: str) -> Answe
     """Outcomes with the form's policy beside those of the store's; `cut` names the predicate to look at closely."""
     record = reader.record(store)
     path = [version["operator"] for version in record["versions"]]
-    done = ["TRUE", *(f"done_{operator}" for operator in path[1:])]
+    done = ["TRUE", *(f"_done_{operator}" for operator in path[1:])]
     unchanged = [Field(f.name, f.before, f.before, True, ()) for f in form]
     before = compiled(reader, store, unchanged)
     after = compiled(reader, store, form)

@@ -1,0 +1,211 @@
+"""The commands of rating: `curate users`, `curate campaign`, `curate ratings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from curate.rate.ledger import Ledger
+    from curate.store import Store
+
+users_app = typer.Typer(help="Accounts of the rating service.", no_args_is_help=True)
+campaign_app = typer.Typer(help="What people rate.", no_args_is_help=True)
+ratings_app = typer.Typer(help="The file that holds all ratings.", no_args_is_help=True)
+
+StoreAt = Annotated[str, typer.Argument(metavar="STORE", help="Folder of the store.")]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@contextmanager
+def _ledger(store: str) -> Iterator[tuple[Store, Ledger]]:
+    from curate.rate.ledger import Ledger, ledger_path
+    from curate.store import Store
+
+    opened = Store(store)
+    opened.require()
+    ledger = Ledger(ledger_path(opened.files))
+    try:
+        yield opened, ledger
+    finally:
+        ledger.close()
+
+
+@users_app.command()
+def add(
+    store: StoreAt,
+    name: Name,
+    role: Annotated[str, typer.Option(help="rater, lead or admin.")] = "rater",
+    url: Annotated[str, typer.Option(help="Address of the service, for the link.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Make an account and print the link at which its owner chooses a password."""
+    from curate.rate import users
+
+    with _ledger(store) as (_, ledger):
+        now = ledger.clock()
+        key = ledger.write(lambda db: users.invite(db, users.add(db, name, role, None, now), None, now))
+    typer.echo(f"{name} may choose a password, once, within a week: {url.rstrip('/')}/invitation/{key}")
+
+
+@users_app.command()
+def link(
+    store: StoreAt,
+    name: Name,
+    url: Annotated[str, typer.Option(help="Address of the service, for the link.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Print a new link for an account: for a lost password, or to sign in as `local`."""
+    from curate.rate import users
+
+    with _ledger(store) as (_, ledger):
+        now = ledger.clock()
+        user_id = users.named(ledger.read(), name)["id"]
+        kind = "session" if name == users.LOCAL else "password"
+        key = ledger.write(lambda db: users.invite(db, user_id, None, now, kind=kind))
+    typer.echo(f"{url.rstrip('/')}/invitation/{key}")
+
+
+@users_app.command("list")
+def list_users(store: StoreAt) -> None:
+    """List the accounts."""
+    with _ledger(store) as (_, ledger):
+        rows = ledger.read().execute(
+            "SELECT name, role, disabled_ms IS NOT NULL AS off, password IS NULL AS open, "
+            "(SELECT coalesce(sum(rated), 0) FROM desks WHERE user_id = users.id) AS rated FROM users ORDER BY name"
+        )
+        for row in rows:
+            state = "disabled" if row["off"] else "no password yet" if row["open"] else ""
+            typer.echo(f"{row['name']:<24} {row['role']:<6} {row['rated']:>8,} rated  {state}".rstrip())
+
+
+@users_app.command()
+def role(store: StoreAt, name: Name, role: Annotated[str, typer.Argument(metavar="ROLE")]) -> None:
+    """Give an account another role: rater, lead or admin."""
+    from curate.rate import users
+
+    with _ledger(store) as (_, ledger):
+        user_id = users.named(ledger.read(), name)["id"]
+        ledger.write(lambda db: users.set_role(db, user_id, role, None, ledger.clock()))
+    typer.echo(f"{name} is {role} now")
+
+
+@users_app.command()
+def disable(store: StoreAt, name: Name) -> None:
+    """Disable an account: its sessions end, its votes stay."""
+    _switch(store, name, True)
+
+
+@users_app.command()
+def enable(store: StoreAt, name: Name) -> None:
+    """Enable an account again."""
+    _switch(store, name, False)
+
+
+@users_app.command()
+def audit(store: StoreAt, limit: Annotated[int, typer.Option(help="Entries at most.")] = 50) -> None:
+    """Show who did what, newest first."""
+    from datetime import UTC, datetime
+
+    with _ledger(store) as (_, ledger):
+        rows = ledger.read().execute(
+            "SELECT a.*, u.name FROM audit AS a LEFT JOIN users AS u ON u.id = a.user_id ORDER BY a.id DESC LIMIT ?",
+            [max(limit, 0)],
+        )
+        for row in rows:
+            at = datetime.fromtimestamp(row["at_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            typer.echo(
+                f"{at}  {row['name'] or 'command line':<16} {row['action']:<18} {row['subject']} {row['detail']}"
+            )
+
+
+@users_app.command("metrics-token")
+def metrics_token(store: StoreAt) -> None:
+    """Print the bearer token with which a Prometheus server reads /metrics."""
+    from curate.rate import users
+
+    with _ledger(store) as (_, ledger):
+        typer.echo(users.metrics_token(ledger.secret))
+
+
+def _switch(store: str, name: str, off: bool) -> None:
+    from curate.rate import users
+
+    with _ledger(store) as (_, ledger):
+        user_id = users.named(ledger.read(), name)["id"]
+        ledger.write(lambda db: users.set_disabled(db, user_id, off, None, ledger.clock()))
+    typer.echo(f"{name} is {'disabled' if off else 'enabled'} now")
+
+
+@campaign_app.command()
+def create(
+    store: StoreAt,
+    name: Name,
+    where: Annotated[str, typer.Option(help='Which images, in SQL: "aesthetic > 5 and faces <= 3".')] = "keep",
+    size: Annotated[int, typer.Option(help="Images at most; 0: all.")] = 0,
+    sample: Annotated[
+        str,
+        typer.Option(help="random, stratified:COLUMN, near:COLUMN[:VALUE], predicted, uncertain or disagreeing."),
+    ] = "random",
+    votes: Annotated[int, typer.Option(help="Votes per image.")] = 3,
+    extra_votes: Annotated[
+        int, typer.Option(help="More votes where they decide. [default: 1 when votes is at least 3, else 0]")
+    ] = -1,
+    rubric: Annotated[str, typer.Option(help="kolors, plain, or a TOML file.")] = "kolors",
+    keep_tier: Annotated[int, typer.Option(help="Lowest tier that is kept. [default: the rubric's]")] = 0,
+    gold: Annotated[Path | None, typer.Option(help="CSV with columns image, tier: images whose tier is known.")] = None,
+    exemplars: Annotated[Path | None, typer.Option(help="CSV with columns image, tier: shown as help.")] = None,
+    gold_every: Annotated[int, typer.Option(help="One gold image in so many, about; 0: none.")] = 20,
+    repeat_every: Annotated[int, typer.Option(help="One hidden repeat in so many, about; 0: none.")] = 25,
+    captions: Annotated[str, typer.Option(help="shown, after (the rating) or hidden.")] = "shown",
+    rater: Annotated[list[str], typer.Option(help="Account that may rate; repeatable. [default: all]")] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Of the sample and its order.")] = 0,
+) -> None:
+    """Choose images and let people rate them."""
+    from curate.rate import campaign
+
+    plan = campaign.Plan(
+        name=name, where=where, size=size, sample=sample, votes=votes,
+        extra_votes=None if extra_votes < 0 else extra_votes, rubric=rubric, keep_tier=keep_tier or None,
+        gold_every=gold_every, repeat_every=repeat_every, captions=captions, raters=tuple(rater), seed=seed,
+        gold=campaign.tiers_from_csv(gold) if gold else (),
+        exemplars=campaign.tiers_from_csv(exemplars) if exemplars else (),
+    )  # fmt: skip
+    with _ledger(store) as (opened, ledger):
+        made = campaign.create(ledger, opened, plan)
+        row = ledger.read().execute("SELECT images FROM campaigns WHERE id = ?", [made]).fetchone()
+    typer.echo(
+        f"campaign {name}: {row['images']:,} images, {votes} votes each; rate at /rate/{made} of: curate serve {store}"
+    )
+
+
+@campaign_app.command("list")
+def list_campaigns(store: StoreAt) -> None:
+    """List the campaigns and how far they are."""
+    with _ledger(store) as (_, ledger):
+        for row in ledger.read().execute("SELECT * FROM campaigns ORDER BY id"):
+            typer.echo(
+                f"{row['name']:<24} {row['state']:<8} {row['done']:>9,} of {row['images']:,} decided, "
+                f"{row['cast_votes']:,} votes"
+            )
+
+
+@campaign_app.command()
+def state(store: StoreAt, name: Name, state: Annotated[str, typer.Argument(metavar="running|paused|closed")]) -> None:
+    """Pause, resume or close a campaign."""
+    from curate.rate import campaign
+
+    with _ledger(store) as (_, ledger):
+        row = campaign.by_name(ledger.read(), name)
+        ledger.write(lambda db: campaign.set_state(db, row["id"], state, None, ledger.clock()))
+    typer.echo(f"campaign {name} is {state} now")
+
+
+@ratings_app.command()
+def backup(store: StoreAt, file: Annotated[Path, typer.Argument(metavar="FILE", help="New file to write.")]) -> None:
+    """Copy the ratings to a new file, also while people rate."""
+    with _ledger(store) as (_, ledger):
+        ledger.backup(file)
+    typer.echo(f"wrote {file} ({file.stat().st_size:,} bytes)")
