@@ -95,11 +95,18 @@ class Forest:
         return Edges.together(self._kept)
 
 
-def equal(keys: npt.NDArray[np.uint64], rows: Ints, reason: str) -> Edges:
-    """Edges from each row to the first one with the same key: `keys` (n, words) of the rows named in `rows`."""
-    order = np.lexsort((rows, *keys.T[::-1]))
+def first_equal(keys: npt.NDArray[np.uint64]) -> Ints:
+    """For each row of `keys` (n, words) the position of the first row that is equal to it."""
+    order = np.lexsort((np.arange(len(keys)), *keys.T[::-1]))
     ordered = keys[order]
     first = np.ones(len(order), np.bool_)
     first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    heads = order[np.flatnonzero(first)[np.cumsum(first) - 1]]
-    return Edges.of(rows[heads[~first]], rows[order[~first]], reason, np.zeros(int((~first).sum()), np.float32))
+    heads = np.empty(len(order), np.int64)
+    heads[order] = order[np.flatnonzero(first)[np.cumsum(first) - 1]]
+    return heads
+
+
+def equal(heads: Ints, rows: Ints, reason: str) -> Edges:
+    """Edges from each of `rows` to the one at the same position of `heads` (see first_equal), itself left out."""
+    copies = np.flatnonzero(heads != np.arange(len(heads)))
+    return Edges.of(rows[heads[copies]], rows[copies], reason, np.zeros(len(copies)))

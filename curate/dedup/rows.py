@@ -1,0 +1,199 @@
+"""The rows of a store as arrays: what dedup compares, and what decides which copy is kept."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.dedup.forest import Ints
+from curate.dedup.near import Words
+from curate.dedup.turns import Looks
+from curate.errors import CurateError, UsageError
+from curate.store import Store
+from curate.store.query import first_line
+
+BATCH = 20_000
+# The copy to keep: the first of these on which two copies differ. Columns that the store lacks are passed over.
+PREFER = ("keep", "tier", "predicted_tier", "aesthetic", "width::BIGINT * height", "bytes")
+# name, SQL of the bytes, how many of them
+BLOBS = (("sha256", "left(sha256, 32)", 16), ("pixels", "pixels_hash", 16), ("pdq", "pdq", 32),
+         ("centred", "pdq_centred", 32), ("look", "look", 27))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors (m, d) in half precision on disk; `of[i]` is the vector of row i, -1 without one."""
+
+    vectors: npt.NDArray[np.float16]
+    of: Ints
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in the order of shard and row; every array has one entry for each. Hashes that are missing are zeros."""
+
+    shard: pa.ChunkedArray
+    row: Ints
+    sha256: npt.NDArray[np.uint64]
+    """(n, 2): half of it, which is plenty against accidents."""
+    pixels: npt.NDArray[np.uint64]
+    pdq: Words
+    centred: Words
+    look: Looks
+    hashed: npt.NDArray[np.bool_]
+    """Whether there is a PDQ hash."""
+    quality: npt.NDArray[np.int32]
+    prefer: npt.NDArray[np.float64]
+    """(keys, n), smaller is better, in order of weight."""
+    captions: pa.ChunkedArray
+    """The raw captions; null where they were not asked for."""
+    embeddings: Embeddings | None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def ids(self, rows: Ints) -> pa.Array:
+        """row_id of some rows."""
+        taken = pa.array(rows)
+        numbers = pa.array(self.row[rows]).cast(pa.string())
+        return pc.binary_join_element_wise(self.shard.take(taken).cast(pa.string()), numbers, ":")
+
+    def best(self, rows: Ints) -> Ints:
+        """`rows` with the one to keep first."""
+        order = np.lexsort((rows, *self.prefer[::-1, rows]))
+        return rows[order]
+
+
+def read(store: Store, where: str, prefer: Sequence[str], captions: bool, embeddings: bool) -> Rows:
+    """The rows of `samples` that fit the SQL condition `where` and have bytes; raises UsageError for wrong SQL."""
+    db = store.connection()
+    known = {row[0]: row[1] for row in db.execute("DESCRIBE samples").fetchall()}
+    source = "samples"
+    if "tier" not in known and _has_consensus(db):
+        source = "samples LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus GROUP BY sha256) USING (sha256)"
+        known["tier"] = "INTEGER"
+    if "pixels_hash" not in known:
+        raise CurateError(f"{store.uri}: scored by an older version; run its recipe again")
+    orders = [_direction(text) for text in prefer or _present(known)]
+    vector = embeddings and "embedding" in known
+    columns = [
+        "shard", "row", "coalesce(pdq_quality, 0)::INTEGER AS quality", "pdq IS NOT NULL AS hashed",
+        *(f"coalesce(unhex({sql}), unhex(repeat('00', {width}))) AS {name}" for name, sql, width in BLOBS),
+        *(f"TRY_CAST(({sql}\n) AS DOUBLE) AS prefer_{i}" for i, (sql, _) in enumerate(orders)),
+        f"{'caption_raw' if captions else 'NULL::VARCHAR'} AS caption",
+        *(["embedding::FLOAT[] AS embedding"] if vector else []),
+    ]  # fmt: skip
+    text = f"SELECT {', '.join(columns)} FROM {source} WHERE sha256 IS NOT NULL AND ({where or 'TRUE'}\n)"
+    try:
+        reader = db.execute(text).to_arrow_reader(BATCH)
+        batches, vectors = _batches(reader, vector)
+    except duckdb.Error as why:
+        raise UsageError(f"--where or --prefer: {first_line(why)}") from None
+    return _rows(pa.Table.from_batches(batches[0], batches[1]), orders, vectors)
+
+
+def _present(known: dict[str, str]) -> list[str]:
+    return [text for text in PREFER if set(re.findall(r"[a-z_]+", text)) - {"bigint"} <= set(known)]
+
+
+def _direction(text: str) -> tuple[str, float]:
+    """The expression and the sign that makes small values the better ones: the larger wins unless it ends in asc."""
+    found = re.match(r"(?is)^(.*\S)\s+(asc|desc)\s*$", text)
+    expression, way = found.groups() if found else (text, "desc")
+    return expression, 1.0 if way.lower() == "asc" else -1.0
+
+
+def _has_consensus(db: duckdb.DuckDBPyConnection) -> bool:
+    found = db.execute(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'consensus' "
+        "AND column_name IN ('sha256', 'tier')"
+    ).fetchall()
+    return len(found) == 2
+
+
+def _batches(
+    reader: pa.RecordBatchReader, vector: bool
+) -> tuple[tuple[list[pa.RecordBatch], pa.Schema], tuple[Any, Ints] | None]:
+    """All batches, without the embeddings, which go to disk in half precision as they come."""
+    schema = reader.schema
+    at = schema.get_field_index("embedding")
+    batches, counts, width = [], [], 0
+    file = tempfile.TemporaryFile() if vector else None  # noqa: SIM115  lives as long as the array over it
+    for batch in reader:
+        if file is not None:
+            vectors = batch.column(at)
+            have = np.asarray(vectors.is_valid())
+            flat = vectors.drop_null().flatten().to_numpy(zero_copy_only=False)
+            if have.any():
+                matrix = _unit(flat, int(have.sum()), width)
+                width = matrix.shape[1]
+                file.write(matrix.astype(np.float16).data)
+            counts.append(have)
+            batch = batch.remove_column(at)
+        batches.append(batch)
+    if file is None:
+        return (batches, schema), None
+    file.flush()
+    have = np.concatenate(counts) if counts else np.zeros(0, np.bool_)
+    of = np.where(have, np.cumsum(have) - 1, -1).astype(np.int64)
+    total = int(have.sum())
+    matrix = np.memmap(file, np.float16, "r", shape=(total, width)) if total else np.zeros((0, 1), np.float16)
+    return (batches, schema.remove(at)), (matrix, of)
+
+
+def _unit(flat: npt.NDArray[np.float32], rows: int, width: int) -> npt.NDArray[np.float32]:
+    if len(flat) % rows or (width and len(flat) != rows * width) or not len(flat):
+        raise CurateError("the embeddings of the store have different lengths; make them with one model")
+    matrix = np.nan_to_num(flat.reshape(rows, -1), nan=0.0, posinf=0.0, neginf=0.0)
+    unit: npt.NDArray[np.float32] = matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _rows(table: pa.Table, orders: list[tuple[str, float]], vectors: tuple[Any, Ints] | None) -> Rows:
+    shard = table["shard"].combine_chunks().dictionary_encode()
+    names = np.array(shard.dictionary.to_pylist(), dtype=object)
+    places = np.empty(len(names), np.int64)
+    places[np.argsort(names)] = np.arange(len(names))
+    row = table["row"].to_numpy().astype(np.int64)
+    codes = places[shard.indices.to_numpy()] if len(names) else np.zeros(0, np.int64)
+    order = np.lexsort((row, codes))
+    taken = pa.array(order)
+    blobs = {name: _fixed(table[name], width)[order] for name, _, width in BLOBS}
+    prefer = [sign * table[f"prefer_{i}"].to_numpy()[order] for i, (_, sign) in enumerate(orders)]
+    embeddings = None
+    if vectors is not None and len(vectors[0]):
+        embeddings = Embeddings(vectors[0], vectors[1][order])
+    return Rows(
+        pa.chunked_array([shard]).take(taken),
+        row[order],
+        blobs["sha256"].view(np.uint64),
+        blobs["pixels"].view(np.uint64),
+        blobs["pdq"].view(np.uint32),
+        blobs["centred"].view(np.uint32),
+        blobs["look"].reshape(-1, 3, 3, 3),
+        np.asarray(table["hashed"])[order].astype(np.bool_),
+        table["quality"].to_numpy()[order].astype(np.int32),
+        np.nan_to_num(np.array(prefer).reshape(len(orders), -1), nan=np.inf),
+        table["caption"].take(taken),
+        embeddings,
+    )
+
+
+def _fixed(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
+    """The bytes of a column of blobs of one width, (n, width)."""
+    if not len(column):
+        return np.zeros((0, width), np.uint8)
+    array = column.cast(pa.binary(width)).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
