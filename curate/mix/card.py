@@ -25,7 +25,7 @@ def card(manifest: Mapping[str, Any]) -> str:
             )
     lines += ["", f"Raw share is over entries with both kinds of captions; asked: {settings['ratio']:g}.", ""]
     if manifest["licences"]:
-        lines += ["| operator | engine | model | licence |", "|---|---|---|---|"]
-        lines += [f"| {m['operator']} | {m['engine']} | {m['model']} | {m['licence']} |" for m in manifest["licences"]]
+        lines += ["| for | what | licence |", "|---|---|---|"]
+        lines += [f"| {m['for']} | {m['name']} | {m['licence']} |" for m in manifest["licences"]]
     lines += ["", f"Release {manifest['tree']}", ""]
     return "\n".join(lines)

@@ -25,7 +25,6 @@ from curate.mix.keyed import Keys, mixed, uniform, van_der_corput
 from curate.mix.rounding import rounded
 
 RAW, EN, ZH = 1, 2, 4  # bits of `options`: which usable captions an entry has
-RAW_ZH = 8  # the raw caption is Chinese
 SOURCES = ("raw", "synthetic")
 LANGUAGES = ("en", "zh")
 
@@ -60,6 +59,8 @@ class Entries:
 
     key: Keys
     options: Small
+    raws: Small
+    """How many raw captions (a copy's captions may be pooled to its keeper)."""
     variants_en: Small
     variants_zh: Small
     cell: Ints
@@ -69,7 +70,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class Choice:
-    """`source` indexes SOURCES, `language` LANGUAGES; `variant` counts synthetic captions of that language from 0."""
+    """`source` indexes SOURCES; `variant` counts the raw captions, or the synthetic ones of the language, from 0.
+
+    `language` indexes LANGUAGES for synthetic captions; a raw caption is in the language it is in.
+    """
 
     source: Small
     language: Small
@@ -97,8 +101,7 @@ def decide(policy: Policy, cells: Sequence[Cell], entries: Entries, epoch: int) 
         english = uniform(entries.key, policy.seed, epoch, "language") < float(policy.english)
     raw = np.where(choosable(options), raw, (options & RAW) != 0)
     chinese = np.where(both, ~english, (options & ZH) != 0)
-    chinese = np.where(raw, (options & RAW_ZH) != 0, chinese)
-    variants = np.where(raw, 1, np.where(chinese, entries.variants_zh, entries.variants_en))
+    variants = np.where(raw, entries.raws, np.where(chinese, entries.variants_zh, entries.variants_en))
     variant = np.zeros(len(options), np.uint8)
     several = np.flatnonzero(variants > 1)
     if len(several):

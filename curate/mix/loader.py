@@ -224,8 +224,8 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         """Captions, crops and mirrors of some entries in an epoch."""
         few = self.entries
         chosen = Entries(
-            few.key[rows], few.options[rows], few.variants_en[rows], few.variants_zh[rows], few.cell[rows],
-            few.rank[rows],
+            few.key[rows], few.options[rows], few.raws[rows], few.variants_en[rows], few.variants_zh[rows],
+            few.cell[rows], few.rank[rows],
         )  # fmt: skip
         choice = decide(self.policy, self.cells, chosen, epoch)
         where = None
@@ -248,15 +248,16 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         where = None if decided.where is None else (float(decided.where[i, 0]), float(decided.where[i, 1]))
         left, top = pixels.cropped(resized, bucket, where)
         flipped = bool(decided.flipped[i])
-        source, language = SOURCES[decided.source[i]], LANGUAGES[decided.language[i]]
+        lists = [text[f"captions_{kind}"] for kind in ("raw", *LANGUAGES)]
         variant = int(decided.variant[i])
+        caption, language = shards.caption(lists, int(decided.source[i]), int(decided.language[i]), variant)
         image = None
         if self.decode:
             image = self._pixels(data, text["row_id"], resized, (left, top), bucket, flipped, into)
         item = {
             "image": image,
-            "caption": text["caption_raw"] if source == "raw" else text[f"captions_{language}"][variant],
-            "caption_source": source,
+            "caption": caption,
+            "caption_source": SOURCES[decided.source[i]],
             "language": language,
             "variant": variant,
             "pool": POOLS[self.pool[row]],
@@ -432,7 +433,7 @@ class _Reader:
 
     def __init__(self, places: Sequence[Place], format: str, columns: Sequence[str]) -> None:
         self.places, self.format = places, format
-        self.columns = ["row_id", "sha256", "caption_raw", "captions_en", "captions_zh", *columns]
+        self.columns = ["row_id", "sha256", "captions_raw", "captions_en", "captions_zh", *columns]
         self.file = functools.lru_cache(maxsize=OPEN_SHARDS)(self._file)
         self.group = functools.lru_cache(maxsize=TEXT_GROUPS)(self._group)
 

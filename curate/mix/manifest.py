@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,19 +19,17 @@ from typing import Any
 from curate.errors import CurateError
 from curate.mix.plan import Plan
 from curate.mix.shards import Receipt
+from curate.models import known
 from curate.store.files import Files
 
 NAME = "manifest.json"
-# Licences of what wrote columns of the store, by engine; models of the weights table bring their own.
-LICENCES = {
+# Licences of engines that need no weights, or bring them in their package.
+EMBEDDED = {
     "facts": "Apache-2.0 (part of curate)",
     "photometric": "Apache-2.0 (part of curate)",
+    "keywords": "Apache-2.0 (part of curate)",
     "haar": "Apache-2.0 (OpenCV)",
-    "yunet": "MIT (libfacedetection)",
-    "rapidocr": "Apache-2.0 (PP-OCRv6 weights)",
-    "paddleocr": "Apache-2.0",
-    "cogvlm": "CogVLM Model License: research free, commercial use after registration; LLaMA 2 and EVA terms",
-    "cogvlm2": "CogVLM2 License with the Llama 3 Community License",
+    "rapidocr": "Apache-2.0 (PP-OCRv6 weights in its wheel)",
 }
 
 
@@ -101,7 +100,7 @@ def build(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
         "recipe": version["recipe"],
         "policy": version["policy"],
         "operators": version["operators"],
-        "licences": licences(version["operators"]),
+        "licences": licences(version["operators"], version["recipe"]),
         "store": {key: version[key] for key in ("parts", "tiers", "run", "text")},
         "buckets": [list(size) for size in plan.buckets],
         "concepts": list(plan.concepts),
@@ -113,16 +112,24 @@ def build(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
     }
 
 
-def licences(operators: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The licence of every engine that the store's columns come from; `unknown` is something to look up."""
-    found = []
-    for operator in operators:
-        if engine := operator["engine"]:
-            licence = LICENCES.get(engine, "unknown")
-            found.append({
-                "operator": operator["operator"], "engine": engine, "model": operator["model"] or "",
-                "revision": operator["revision"] or "", "licence": licence,
-            })  # fmt: skip
+def licences(operators: Iterable[Mapping[str, Any]], recipe: str) -> list[dict[str, str]]:
+    """The licence of every engine and every weights file that the store's columns come from.
+
+    Weights are those that the recipe of the last run names; `unknown` is something to look up before a release.
+    """
+    found = [
+        {"for": operator["operator"], "name": operator["engine"], "licence": EMBEDDED[operator["engine"]]}
+        for operator in operators
+        if operator["engine"] in EMBEDDED
+    ]
+    sections = tomllib.loads(recipe)
+    named = {operator["operator"] for operator in operators if operator["engine"] in EMBEDDED}
+    for section, keys in sections.items():
+        for key, value in keys.items():
+            if key in ("weights", "tokenizer") and value and section not in named:
+                model = known().get(value)
+                terms = "; ".join(filter(None, (model.licence, model.restriction))) if model else "unknown"
+                found.append({"for": f"{section}.{key}", "name": value, "licence": terms})
     return found
 
 

@@ -23,7 +23,8 @@ def proper_nouns(caption: str) -> Iterator[str]:
     yield from (next(filter(None, found)) for found in TITLES.findall(caption))
 
 
-def missing(raw: str, synthetic: Iterable[str]) -> list[str]:
-    """Names of the raw caption that no synthetic caption has, each once."""
+def missing(raw: Iterable[str], synthetic: Iterable[str]) -> list[str]:
+    """Names of the raw captions that no synthetic caption has, each once."""
     said = " ".join(synthetic).casefold()
-    return [name for name in dict.fromkeys(proper_nouns(raw)) if name.casefold() not in said]
+    found = (name for caption in raw for name in proper_nouns(caption))
+    return [name for name in dict.fromkeys(found) if name.casefold() not in said]

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import UsageError
 from curate.mix import buckets
-from curate.mix.decide import EN, RAW, RAW_ZH, ZH, Cell, celled, ranked
+from curate.mix.decide import EN, RAW, ZH, Cell, celled, ranked
 from curate.mix.keyed import mixed, salt, uniform
 from curate.mix.settings import Settings, described, from_json
 from curate.mix.sources import Place, Source
@@ -158,11 +159,11 @@ def _rows(
             count = len(light["row"])
             names = [concepts.setdefault(name, len(concepts)) for name in light.pop("concept")]
             pools = [POOLS.index(name) for name in light.pop("pool")]
-            options = light["raw"] * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
+            options = (light["raw"] > 0) * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
             parts.append({
                 "key": light["key"], "content": light["content"], "row": light["row"], "bytes": light["bytes"],
                 "width": light["width"], "height": light["height"], "en": light["en"], "zh": light["zh"],
-                "options": (options + light["raw_zh"] * RAW_ZH).astype(np.uint8),
+                "raw": light["raw"], "options": options.astype(np.uint8), "weight": light["weight"],
                 "concept": np.array(names, np.int32), "pool": np.array(pools, np.uint8),
                 "source": np.full(count, number, np.uint8), "shard": np.full(count, at, np.int32),
             })  # fmt: skip
@@ -185,8 +186,10 @@ def _rows(
     rows["bucket"] = buckets.assign(rows["width"], rows["height"], sizes)
     keep("too far from every bucket", rows["bucket"] >= 0)
     text = rows["pool"] == POOLS.index("text")
-    weight = np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
-    most = int(settings.text_cap * weight[~text].sum() / (1 - settings.text_cap))
+    rows["weight"] = rows["weight"] * np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
+    # In thousandths, so that the sum is the same whatever the order and the machine.
+    others = int(np.rint(rows["weight"][~text] * 1000).astype(np.int64).sum())
+    most = int(Fraction(str(settings.text_cap)) * others / 1000 / (1 - Fraction(str(settings.text_cap))))
     keep("beyond text-cap", ~text | (_place(rows["key"], text, settings.seed, "text") < most))
     if settings.rows:
         every = np.ones(len(rows["key"]), np.bool_)
@@ -203,12 +206,11 @@ def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: objec
 
 
 def _entries(rows: Arrays, settings: Settings) -> Arrays:
-    """Rows to entries: each with its split, and as often as its weight says (in the training split)."""
+    """Rows to entries: each with its split, and as often as its weight says (in validation once)."""
     split = (uniform(rows["content"], settings.seed, "split") < settings.validation).astype(np.uint8)
-    top = (rows["pool"] == POOLS.index("top")) & (split == 0)
-    whole, part = divmod(settings.top_weight, 1.0)
-    extra = uniform(rows["key"], settings.seed, "copies") < part
-    times = np.where(top, int(whole) + extra, 1)
+    whole = np.floor(rows["weight"])
+    extra = uniform(rows["key"], settings.seed, "copies") < rows["weight"] - whole
+    times = np.where(split == 0, whole.astype(np.int64) + extra, 1)
     entries = {name: np.repeat(values, times) for name, values in rows.items()}
     entries["split"] = np.repeat(split, times)
     starts = np.repeat(np.cumsum(times) - times, times)
@@ -271,7 +273,7 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
                 "source": part["source"][here], "row": part["row"][here], "key": part["key"][here],
                 "content": part["content"][here],
                 "copy": part["copy"][here], "options": part["options"][here], "cell": part["cell"][here],
-                "rank": part["rank"][here], "en": part["en"][here], "zh": part["zh"][here],
+                "rank": part["rank"][here], "raw": part["raw"][here], "en": part["en"][here], "zh": part["zh"][here],
                 "bucket": part["bucket"][here], "concept_number": part["concept"][here],
                 "pool_number": part["pool"][here], "bucket_width": width, "bucket_height": height,
             }  # fmt: skip

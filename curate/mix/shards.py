@@ -16,10 +16,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,7 +43,7 @@ BATCH_BYTES = 32_000_000  # pictures in memory at once, about
 READ_ROWS = 16
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar", "folder": ".jsonl"}
-HAN = range(0x4E00, 0xA000)
+HAN = re.compile("[\u4e00-\u9fff]")
 
 # What stands first in every shard, in this order.
 FIRST = (
@@ -51,7 +52,7 @@ FIRST = (
 INDEXED = (
     ("key", pa.uint64()), ("content", pa.uint64()), ("copy", pa.int32()), ("options", pa.uint8()),
     ("cell", pa.int32()), ("rank", pa.int32()),
-    ("en", pa.uint8()), ("zh", pa.uint8()), ("bucket", pa.int32()), ("concept_number", pa.int32()),
+    ("raw", pa.uint8()), ("en", pa.uint8()), ("zh", pa.uint8()), ("bucket", pa.int32()), ("concept_number", pa.int32()),
     ("pool_number", pa.uint8()), ("width", pa.int32()), ("height", pa.int32()),
 )  # fmt: skip
 # Of the picture: byte span in the shard. Of the rest: WebDataset the byte span of the json member; Parquet row group
@@ -97,7 +98,7 @@ def _plan(uri: str, mark: str) -> Plan:
 
 def entries_of(table: pa.Table) -> Entries:
     """The columns of a plan's file or of an index that decide captions."""
-    return Entries(*(table[name].to_numpy() for name in ("key", "options", "en", "zh", "cell", "rank")))
+    return Entries(*(table[name].to_numpy() for name in ("key", "options", "raw", "en", "zh", "cell", "rank")))
 
 
 def make(uri: str, mark: str, job: Job) -> Receipt:
@@ -127,7 +128,9 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
             name = f"index/{job.name}.parquet"
             pq.write_table(index, folder / "index.parquet", compression="zstd")
             made[name] = _published(files, name, folder / "index.parquet", first)
-    done = Receipt(job, made, _counts(plan, table, choice), _nouns(table), _characters(table))
+    done = Receipt(
+        job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
+    )
     files.replace(f"{FOLDER}/{job.name}.json", done.to_json())
     return done
 
@@ -162,13 +165,13 @@ def _shown(table: pa.Table, choice: Choice, epoch: int) -> pa.Table:
     """What the shard holds of each entry beside the picture: FIRST without `image`, then what is passed through."""
     count = table.num_rows
     sources = np.array(SOURCES, object)[choice.source]
-    languages = np.array(LANGUAGES, object)[choice.language]
+    said = captions(table, choice)
     pools = np.array(POOLS, object)[table["pool_number"].to_numpy()]
     first = {
         "row_id": table["row_id"],
-        "caption": pa.array(captions(table, choice), pa.string()),
+        "caption": pa.array([text for text, _ in said], pa.string()),
         "caption_source": pa.array(sources, pa.string()),
-        "language": pa.array(languages, pa.string()),
+        "language": pa.array([language for _, language in said], pa.string()),
         "epoch": pa.array(np.full(count, epoch, np.int32)),
         "bucket_width": table["bucket_width"].cast(pa.int32()),
         "bucket_height": table["bucket_height"].cast(pa.int32()),
@@ -181,15 +184,19 @@ def _shown(table: pa.Table, choice: Choice, epoch: int) -> pa.Table:
     return pa.table(first | {name: table[name] for name in rest})
 
 
-def captions(table: pa.Table, choice: Choice) -> list[str]:
-    """The chosen text of each entry, out of columns caption_raw, captions_en and captions_zh."""
-    raw = table["caption_raw"].to_pylist()
-    lists = table["captions_en"].to_pylist(), table["captions_zh"].to_pylist()
-    chosen = zip(choice.source.tolist(), choice.language.tolist(), choice.variant.tolist(), strict=True)
-    return [
-        raw[at] if source == 0 else lists[language][at][variant]
-        for at, (source, language, variant) in enumerate(chosen)
-    ]
+def captions(table: pa.Table, choice: Choice) -> list[tuple[str, str]]:
+    """The chosen text of each entry and its language, out of columns captions_raw, captions_en and captions_zh."""
+    lists = (table[f"captions_{kind}"].to_pylist() for kind in ("raw", *LANGUAGES))
+    chosen = (values.tolist() for values in (choice.source, choice.language, choice.variant))
+    return [caption(row[:3], *row[3:]) for row in zip(*lists, *chosen, strict=True)]
+
+
+def caption(lists: Sequence[list[str]], source: int, language: int, variant: int) -> tuple[str, str]:
+    """Text and language of a choice among an entry's raw, English and Chinese captions."""
+    if source == SOURCES.index("raw"):
+        text = lists[0][variant]
+        return text, "zh" if HAN.search(text) else "en"
+    return lists[1 + language][variant], LANGUAGES[language]
 
 
 class _Parquet:
@@ -341,7 +348,7 @@ def _rows(shown: pa.Table, first: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _counts(plan: Plan, table: pa.Table, choice: Choice) -> list[list[Any]]:
+def _counts(plan: Plan, table: pa.Table, choice: Choice, languages: list[str]) -> list[list[Any]]:
     """Entries by all that the manifest reports."""
     free = choosable(table["options"].to_numpy())
     columns = (
@@ -349,7 +356,7 @@ def _counts(plan: Plan, table: pa.Table, choice: Choice) -> list[list[Any]]:
         [f"{w}x{h}" for w, h in (plan.buckets[i] for i in table["bucket"].to_numpy())],
         [plan.concepts[i] for i in table["concept_number"].to_numpy()],
         [SOURCES[i] for i in choice.source],
-        [LANGUAGES[i] for i in choice.language],
+        languages,
         free.tolist(),
     )
     counted = Counter(zip(*columns, strict=True))
@@ -360,7 +367,7 @@ def _nouns(table: pa.Table) -> list[list[Any]]:
     """Proper nouns of raw captions that the synthetic side lacks, most frequent first, with a row that has each."""
     counted: Counter[str] = Counter()
     example: dict[str, str] = {}
-    columns = ("row_id", "copy", "caption_raw", "captions_en", "captions_zh")
+    columns = ("row_id", "copy", "captions_raw", "captions_en", "captions_zh")
     for row_id, copy, raw, english, chinese in zip(*(table[name].to_pylist() for name in columns), strict=True):
         if raw and not copy and (english or chinese):
             for noun in names.missing(raw, [*english, *chinese]):
@@ -374,7 +381,7 @@ def _characters(table: pa.Table) -> str:
     """The Chinese characters that the rendered text shows (its captions, where the text itself is not known)."""
     text = table.filter(pa.array(table["pool_number"].to_numpy() == POOLS.index("text")))
     said = zip(text["text_drawn"].to_pylist(), text["captions_zh"].to_pylist(), strict=True)
-    return "".join(sorted({c for drawn, zh in said for c in drawn or "".join(zh) if ord(c) in HAN}))
+    return "".join(sorted({c for drawn, zh in said for c in drawn or "".join(zh) if HAN.match(c)}))
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

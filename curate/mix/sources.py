@@ -25,7 +25,7 @@ from curate.store.parts import Version, parts_of, read_parts, read_table
 from schemas.errors import RowError
 from schemas.rows import identifier
 
-HAN = "[\\x{4e00}-\\x{9fff}]"
+HAN = "[\\x{4e00}-\\x{9fff}]"  # as the view `captions` tells Chinese
 TOP_TIER = 5
 # Columns that say why a caption must not be used (NULL: nothing is wrong with it), when the store has them.
 REASONS = {"caption_raw": "caption_raw_reason", "caption_en": "caption_en_reason", "caption_zh": "caption_zh_reason"}
@@ -135,10 +135,9 @@ class Source:
             md5_number_lower(coalesce({", ".join([*group, self._id()])})) AS content,
             coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
             coalesce({"bytes" if self._has("bytes") else "0"}, 0)::BIGINT AS bytes,
-            (({raw}) IS NOT NULL)::UTINYINT AS raw,
-            coalesce(regexp_matches({raw}, '{HAN}'), FALSE)::UTINYINT AS raw_zh,
+            least(len({raw}), 255)::UTINYINT AS raw,
             least(len({english}), 255)::UTINYINT AS en, least(len({chinese}), 255)::UTINYINT AS zh,
-            {self._concept()} AS concept, {self._pool()} AS pool"""
+            {self._weight()} AS weight, {self._concept()} AS concept, {self._pool()} AS pool"""
         table = self._table(shard, select)
         columns: dict[str, Any] = {
             name: table[name].to_pylist() if name in ("concept", "pool") else table[name].to_numpy()
@@ -150,7 +149,7 @@ class Source:
         """What the shards hold of the rows (ascending) beside the picture: see FULL for the first columns."""
         raw, english, chinese = self._captions()
         select = f"""
-            row, {self._id()} AS row_id, {raw} AS caption_raw, {english} AS captions_en, {chinese} AS captions_zh,
+            row, {self._id()} AS row_id, {raw} AS captions_raw, {english} AS captions_en, {chinese} AS captions_zh,
             {"sha256" if self._has("sha256") else "NULL::VARCHAR"} AS sha256,
             coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
             {self._concept()} AS concept, {self._drawn()} AS text_drawn"""
@@ -197,20 +196,25 @@ class Source:
         return " AND ".join(chosen)
 
     def _captions(self) -> tuple[str, str, str]:
-        """SQL of the raw caption and of the lists of English and Chinese synthetic ones, usable ones only."""
+        """SQL of the lists of raw captions and of English and Chinese synthetic ones, usable ones only."""
         settings = self.settings
-        raw = self._usable("caption_raw")
+        raw = f"[{self._usable('caption_raw')}]"
+        if self._has("dedup_captions"):
+            raw = f"list_distinct(list_concat({raw}, coalesce(dedup_captions, [])))"
+            raw = f"list_sort({raw})"
         spoken = " OR ".join(
-            f"{'' if language == 'zh' else 'NOT '}regexp_matches(caption_raw, '{HAN}')"
+            f"{'' if language == 'zh' else 'NOT '}regexp_matches(x, '{HAN}')"
             for language in ("en", "zh")
             if settings.speaks(language)
         )
-        raw = f"CASE WHEN {spoken} THEN {raw} END" if self._has("caption_raw") else "NULL::VARCHAR"
+        none = "[]::VARCHAR[]"
+        kept = f"list_filter({raw}, lambda x: nullif(trim(x), '') IS NOT NULL AND ({spoken}))"
+        raw = kept if self._has("caption_raw") else none
         drawn = self._has("synth_caption_en") or self._has("synth_caption_zh")
         if self.pool == "text":
-            raw = "NULL::VARCHAR"  # the `caption` of rendered text is one of its synthetic ones
+            raw = none  # the `caption` of rendered text is one of its synthetic ones
         elif drawn:
-            raw = f"CASE WHEN {self._pool()} <> 'text' THEN {raw} END"
+            raw = f"CASE WHEN {self._pool()} = 'text' THEN {none} ELSE {raw} END"
         lists = []
         for language in ("en", "zh"):
             own = f"synth_caption_{language}" if self._has(f"synth_caption_{language}") else "NULL"
@@ -219,7 +223,7 @@ class Source:
                 texts = f"list_distinct(list_concat({texts}, coalesce(others_{language}, [])))"
                 texts = f"list_sort({texts})"
             kept = f"list_filter({texts}, lambda x: nullif(trim(x), '') IS NOT NULL)"
-            lists.append(kept if settings.speaks(language) else "[]::VARCHAR[]")
+            lists.append(kept if settings.speaks(language) else none)
         return raw, lists[0], lists[1]
 
     def _usable(self, column: str) -> str:
@@ -232,6 +236,11 @@ class Source:
 
     def _concept(self) -> str:
         return "coalesce(concept::VARCHAR, 'none')" if self._has("concept") else "'none'"
+
+    def _weight(self) -> str:
+        if self.settings.ignore_policy or not self._has("balance_weight"):
+            return "1.0::DOUBLE"
+        return "coalesce(balance_weight, 1)::DOUBLE"
 
     def _drawn(self) -> str:
         """SQL of the text that a row of rendered text is known to show."""

@@ -164,13 +164,14 @@ def _rows(
     near = buckets.assign(index["width"].to_numpy(), index["height"].to_numpy(), sizes)
     keys = index["key"].to_pylist()
     for at, row in enumerate(rows):
-        source, language = SOURCES[choice.source[at]], LANGUAGES[choice.language[at]]
-        synthetic = row[f"captions_{language}"]
-        variant = int(choice.variant[at])
-        text = row["caption_raw"] if source == "raw" else synthetic[variant] if variant < len(synthetic) else None
-        said = (row["caption"], row["caption_source"], row["language"], row["variant"], row["epoch"])
-        if said != (text, source, language, variant, epoch):
-            problems.append(f"{row['row_id']}: the rule chooses another caption ({source}, {language}, {variant})")
+        source, language, variant = int(choice.source[at]), int(choice.language[at]), int(choice.variant[at])
+        lists = [row[f"captions_{kind}"] for kind in ("raw", *LANGUAGES)]
+        try:
+            right = (*shards.caption(lists, source, language, variant), SOURCES[source], variant, epoch)
+        except IndexError:
+            right = ("", "", SOURCES[source], variant, epoch)
+        if right != tuple(row[name] for name in ("caption", "language", "caption_source", "variant", "epoch")):
+            problems.append(f"{row['row_id']}: the rule chooses another caption ({SOURCES[source]}, {variant})")
         if (row["bucket_width"], row["bucket_height"]) != sizes[near[at]]:
             problems.append(f"{row['row_id']}: {row['width']}x{row['height']} px belongs to another bucket")
         if row["copy"] == 0 and key_of(row["row_id"]) != keys[at]:
