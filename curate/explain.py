@@ -17,9 +17,9 @@ from curate.errors import StoreError, UsageError, nearest
 from curate.policy import Predicate
 from curate.store import Store
 from curate.table import clean, cut, format_value
-from schemas.columns import OPERATORS
+from schemas.columns import OPERATORS, indexed
 
-FIXED = ("id", "fingerprint", "error", "message")
+_ROW = {"row_id", "shard", "row", "error"}
 OUTCOME_STYLES = {"kept": "green", "dropped": "yellow", "failed": "red", "undecided": "cyan"}
 NEWEST_RUNS = 20  # of those that saw the row; a record is one small file each
 
@@ -116,9 +116,9 @@ def _find(store: Store, row_id: str) -> tuple[int, str, int]:
         hint = nearest(shard, shards) if len(shards) <= 20 else nearest(shard, shards).partition("; known")[0]
         raise UsageError(f"no row {row_id!r}: no shard {shard!r} in the store{hint}")
     id = (known[0][0] << 32) | int(number)
-    if int(number) >= 1 << 32 or not store.rows("SELECT 1 FROM wide WHERE id = $1", [id]):
+    if int(number) >= 1 << 32 or not store.rows("SELECT 1 FROM wide WHERE _id = $1", [id]):
         first, last = store.rows(
-            "SELECT min(row), max(row) FROM wide WHERE id >= $1::BIGINT << 32 AND id < ($1::BIGINT + 1) << 32",
+            "SELECT min(row), max(row) FROM wide WHERE _id >= $1::BIGINT << 32 AND _id < ($1::BIGINT + 1) << 32",
             [known[0][0]],
         )[0]
         rows = f"rows {first} to {last}; the nearest is {shard}:{last}" if last is not None else "no rows"
@@ -132,13 +132,13 @@ def _judged(
     """Each predicate with what it says of this row and the values it read; DuckDB evaluates it, as in the view."""
     if not predicates:
         return []
-    done = [f"done_{operator}" for operator in path[1:]]
-    answered = _one(store, f"SELECT {', '.join(['TRUE AS done_input', *done])} FROM wide WHERE id = $1", [id])
-    row = store.rows(f"SELECT {', '.join(p.condition for p in predicates)} FROM wide WHERE id = $1", [id])[0]
+    done = [f"_done_{operator}" for operator in path[1:]]
+    answered = _one(store, f"SELECT {', '.join(['TRUE AS _done_input', *done])} FROM wide WHERE _id = $1", [id])
+    row = store.rows(f"SELECT {', '.join(p.condition for p in predicates)} FROM wide WHERE _id = $1", [id])[0]
     judged: list[dict[str, Any]] = []
     stopped = values["error"] is not None
     for p, passed in zip(predicates, row, strict=True):
-        waits = passed is None and not answered[f"done_{path[p.after]}"]
+        waits = passed is None and not answered[f"_done_{path[p.after]}"]
         judged.append(
             {
                 "name": p.name,
@@ -155,27 +155,34 @@ def _judged(
 
 
 def _cells(store: Store, id: int) -> list[dict[str, Any]]:
-    """What every version of every operator wrote for the row, in the order of the path."""
+    """What every version of every operator wrote for the row, in the order of the path, active versions first."""
+    known = _many(store, "SELECT operator, fingerprint, active, engine, model, revision, facts FROM operators", [])
+    failures = _many(store, "SELECT operator, fingerprint, error, message FROM cell_errors WHERE _id = $1", [id])
+    failed = {(f["operator"], f["fingerprint"]): f for f in failures}
     cells = []
-    for operator in OPERATORS:
-        for row in _many(store, f"SELECT * FROM op_{operator} WHERE id = $1 ORDER BY fingerprint", [id]):
-            known = _many(
-                store,
-                "SELECT active, engine, model, revision, facts FROM operators WHERE operator = $1 AND fingerprint = $2",
-                [operator, row["fingerprint"]],
-            )
-            version = known[0] if known else {"active": False, "engine": None, "model": None, "revision": None}
-            cells.append(
-                {
-                    "operator": operator,
-                    "fingerprint": row["fingerprint"],
-                    **version,
-                    "facts": json.loads(str(version.get("facts") or "{}")),
-                    "values": {name: value for name, value in row.items() if name not in FIXED},
-                    "error": row["error"],
-                    "message": row["message"],
-                }
-            )
+    for version in sorted(
+        known, key=lambda v: (list(OPERATORS).index(v["operator"]), not v["active"], v["fingerprint"])
+    ):
+        operator, mark = version["operator"], version["fingerprint"]
+        if version["active"]:
+            done = "TRUE" if operator == "input" else f"_done_{operator}"
+            mine = [c.name for c in OPERATORS[operator] if indexed(c.type)]
+            columns = "*" if operator == "input" else ", ".join(f'"{name}"' for name in mine)
+            rows = _many(store, f"SELECT {columns} FROM wide_cells WHERE _id = $1 AND {done}", [id])
+        else:
+            rows = _many(store, f"SELECT * FROM former_{operator} WHERE _id = $1 AND _fingerprint = $2", [id, mark])
+        failure = failed.get((operator, mark), {"error": None, "message": None})
+        others = _ROW | {c.name for op, columns in OPERATORS.items() if op != operator for c in columns}
+        cells += [
+            {
+                **version,
+                "facts": json.loads(str(version["facts"] or "{}")),
+                "values": {name: value for name, value in row.items() if name[0] != "_" and name not in others},
+                "error": failure["error"],
+                "message": failure["message"],
+            }
+            for row in rows
+        ]
     return cells
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -31,11 +31,14 @@ from curate.engine.worker import Worker as RangeWorker
 from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, UsageError
 from curate.plan import Operator, Plan, Worker, describe, make_plan, version_of
 from curate.progress import Display
-from curate.recipe import Recipe, to_toml
+from curate.recipe import HEADS, Recipe, to_toml
 from curate.store.files import Files, open_files
 from curate.store.parts import Version, list_parts, parts_of, read_table
 from schemas.columns import FAILURE, ROW
 from workers import aesthetic, facts
+
+if TYPE_CHECKING:
+    from workers.embedder import Embedder
 
 INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
 
@@ -66,6 +69,42 @@ def _photometry(recipe: Recipe) -> Worker:
 
 def _aesthetic(recipe: Recipe) -> Worker:
     return aesthetic.photometric
+
+
+def _embedder(recipe: Recipe) -> Embedder:
+    from workers.embedder import OpenClip, opened
+
+    keys = recipe.embed
+    return opened(OpenClip, models.locate("embed.weights", keys.weights), keys.architecture, keys.dtype)
+
+
+def _embed(recipe: Recipe) -> Worker:
+    from workers.embedder import Embed
+
+    facts = _embed_facts(recipe)
+    return Embed(_embedder(recipe), facts["model"], facts["revision"])
+
+
+def _head(recipe: Recipe) -> Worker:
+    from workers.embedder import Aesthetic, Siglip, opened
+
+    keys = recipe.aesthetic
+    embedder = _embedder(recipe) if keys.engine != "siglip-v2.5" else opened(
+        Siglip, models.locate("aesthetic.backbone", keys.backbone), recipe.embed.dtype
+    )  # fmt: skip
+    return Aesthetic(embedder, models.locate("aesthetic.weights", keys.weights), keys.engine)
+
+
+def _concepts(recipe: Recipe) -> Worker:
+    from workers.embedder import Concepts, taxonomy
+
+    return Concepts(_embedder(recipe), taxonomy(recipe.embed.concepts))
+
+
+def _similarity(recipe: Recipe) -> Worker:
+    from workers.embedder import Similarity
+
+    return Similarity(_embedder(recipe))
 
 
 def _faces(recipe: Recipe) -> Worker:
@@ -159,6 +198,47 @@ def _aesthetic_facts(recipe: Recipe) -> dict[str, Any]:
     return {"version": aesthetic.VERSION, "engine": "photometric"}
 
 
+def _embed_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import embedder, picture
+
+    keys = recipe.embed
+    weights, model = models.locate("embed.weights", keys.weights), models.known().get(keys.weights)
+    if model and model.architecture and not embedder.quick_gelu(keys.architecture):
+        raise UsageError(
+            f"embed.architecture = {keys.architecture!r}: {model.name} was trained with QuickGELU, and embeddings would "
+            f"silently be off; use {model.architecture}"
+        )
+    return {
+        "version": embedder.VERSION,
+        "decoder": picture.VERSION,
+        "model": keys.architecture if weights.is_file() else weights.name,
+        "revision": embedder.revision(weights),
+        "dtype": keys.dtype,
+    }
+
+
+def _head_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import embedder, picture
+
+    keys = recipe.aesthetic
+    head = models.locate("aesthetic.weights", keys.weights)
+    facts = {"engine": keys.engine, "head": embedder.revision(head), "version": embedder.VERSION}
+    if keys.engine != "siglip-v2.5":
+        return facts | {"embed": _embed_facts(recipe)}
+    backbone = embedder.revision(models.locate("aesthetic.backbone", keys.backbone))
+    return facts | {"decoder": picture.VERSION, "backbone": backbone, "dtype": recipe.embed.dtype}
+
+
+def _concepts_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers.embedder import taxonomy
+
+    return {"embed": _embed_facts(recipe), "taxonomy": asdict(taxonomy(recipe.embed.concepts))}
+
+
+def _similarity_facts(recipe: Recipe) -> dict[str, Any]:
+    return {"embed": _embed_facts(recipe)}
+
+
 def _faces_facts(recipe: Recipe) -> dict[str, Any]:
     from workers import faces, picture
 
@@ -233,7 +313,20 @@ PATH: tuple[Operator, ...] = (
     Operator("photometry", _photometry, _photometry_facts),
     Operator(
         "aesthetic", _aesthetic, _aesthetic_facts, image="none", needs=aesthetic.NEEDS,
-        wanted=lambda recipe: recipe.aesthetic.engine != "none",
+        wanted=lambda recipe: recipe.aesthetic.engine == "photometric",
+    ),
+    # On a GPU: the model decodes for itself, by threads, and one embedding serves all four of its operators.
+    Operator(
+        "embed", _embed, _embed_facts, image="encoded", costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.embed.engine != "none",
+    ),
+    Operator(
+        "aesthetic", _head, _head_facts, image="encoded", costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.aesthetic.engine in HEADS,
+    ),
+    Operator(
+        "concepts", _concepts, _concepts_facts, image="encoded", costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.embed.engine != "none" and recipe.embed.concepts != "",
     ),
     Operator("faces", _faces, _faces_facts, costly=True, wanted=lambda recipe: recipe.faces.engine != "none"),
     Operator("ocr", _ocr, _ocr_facts, costly=True, wanted=lambda recipe: recipe.ocr.engine != "none"),
@@ -249,6 +342,10 @@ PATH: tuple[Operator, ...] = (
     Operator(
         "translate", _translate, _translate_facts, image="none", needs=("caption_en", "caption_engine", *facts.NEEDS),
         costly=True, wanted=lambda recipe: recipe.translate.engine == "facts" and recipe.caption.engine == "facts",
+    ),
+    Operator(
+        "similarity", _similarity, _similarity_facts, image="encoded", needs=("caption_raw", "caption_en"), costly=True,
+        pool="gpu", batch=256, wanted=lambda recipe: recipe.embed.engine != "none" and recipe.embed.similarity,
     ),
 )  # fmt: skip
 
@@ -454,7 +551,7 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
 
     store = Store(plan.recipe.store.uri, plan.files)
     with display.step("index"):
-        store.ingest(closing=close)
+        store.ingest(closing=close, apart=plan.recipe.engine.kind == "ray")  # Ray's driver stays small
     code, share = outcome
     display.finished(plan, progress, store, seconds, code, share)
     return code

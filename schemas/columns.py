@@ -70,7 +70,25 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "aesthetic": (
         Column("aesthetic", REAL, "aesthetic score 1..10 of the engine named beside it"),
-        Column("aesthetic_engine", TEXT, "what scored: `photometric` is a classical baseline and no learned model"),
+        Column(
+            "aesthetic_engine",
+            TEXT,
+            "what scored: `photometric`, a classical baseline and no learned model; or a learned head",
+        ),
+    ),
+    "embed": (
+        Column("embedding", pa.list_(pa.float16()), "unit vector of the picture by the model named beside it"),
+        Column("embedding_model", TEXT, "model that made `embedding`"),
+        Column("embedding_revision", TEXT, "revision of its weights"),
+    ),
+    "concepts": (
+        Column("clip_concept", TEXT, "concept of the taxonomy that CLIP finds likeliest"),
+        Column("clip_concept_score", REAL, "probability of `clip_concept` among the taxonomy's concepts, 0..1"),
+        Column(
+            "clip_nsfw", REAL, "CLIP's zero-shot probability of unsafe content, 0..1, uncalibrated; null: not asked"
+        ),
+        Column("clip_watermark", REAL, "the same of a watermark"),
+        Column("clip_taxonomy", TEXT, "name of the taxonomy"),
     ),
     "faces": (
         Column("faces", INT, "number of human faces found"),
@@ -106,6 +124,12 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("translate_engine", TEXT, "what translated it"),
         Column("translate_model", TEXT, "model name"),
         Column("translate_revision", TEXT, "revision of the model's weights or of the composing code"),
+    ),
+    "similarity": (
+        Column("similarity_raw", REAL, "cosine of picture and raw caption by the embedding's model, -1..1"),
+        Column("similarity_en", REAL, "the same of the synthetic English caption: mean over its sentences"),
+        Column("similarity_en_least", REAL, "the least over its sentences: the first place to look for an invention"),
+        Column("similarity_en_sentences", pa.list_(REAL), "the same of each sentence"),
     ),
     "dedup": (
         Column("dedup_group", TEXT, "row_id of the first row of the group of copies; its own for a row without copies"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS commits (      -- the ledger: a part is in the index exactly when it is here
-    path VARCHAR PRIMARY KEY, operator VARCHAR, fingerprint VARCHAR, shard VARCHAR, sequence INTEGER, rows BIGINT);
+    path VARCHAR PRIMARY KEY, operator VARCHAR, fingerprint VARCHAR, shard VARCHAR, sequence INTEGER);
+CREATE TABLE IF NOT EXISTS cell_errors (
+    _id BIGINT, operator VARCHAR, fingerprint VARCHAR, error VARCHAR, message VARCHAR);
 CREATE TABLE IF NOT EXISTS shard_numbers (shard VARCHAR PRIMARY KEY, number INTEGER);
 CREATE TABLE IF NOT EXISTS operators (    -- every version ever seen; `active` is the one that `samples` shows
     operator VARCHAR, fingerprint VARCHAR, active BOOLEAN, engine VARCHAR, model VARCHAR, revision VARCHAR,

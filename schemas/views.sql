@@ -6,33 +6,32 @@ CREATE OR REPLACE VIEW samples AS
 SELECT {columns}
 FROM (
     SELECT *,
-        CASE WHEN error IS NULL THEN nullif(verdict, '?') END AS drop_reason,
-        CASE WHEN error IS NOT NULL THEN FALSE WHEN verdict = '?' THEN NULL ELSE verdict IS NULL END AS keep
-    FROM (SELECT *, {verdict} AS verdict FROM wide)
+        CASE WHEN error IS NULL THEN nullif(_verdict, '?') END AS drop_reason,
+        CASE WHEN error IS NOT NULL THEN FALSE WHEN _verdict = '?' THEN NULL ELSE _verdict IS NULL END AS keep
+    FROM (SELECT *, {verdict} AS _verdict FROM wide)
 );
 
 -- Every caption of every row: the raw one, and what each version of each captioner and translator wrote.
 CREATE OR REPLACE VIEW captions AS
-SELECT n.shard || ':' || (c.id & 4294967295) AS row_id, n.shard, c.id & 4294967295 AS row, c.* EXCLUDE (id)
-FROM ({captions}) AS c JOIN shard_numbers AS n ON n.number = c.id >> 32;
+SELECT n.shard || ':' || (c._id & 4294967295) AS row_id, n.shard, c._id & 4294967295 AS row, c.* EXCLUDE (_id)
+FROM ({captions}) AS c JOIN shard_numbers AS n ON n.number = c._id >> 32;
 
 -- Every numeric score in long form, of all versions: what changed when a scorer changed is one GROUP BY away.
 CREATE OR REPLACE VIEW scores AS
-SELECT n.shard || ':' || (s.id & 4294967295) AS row_id, n.shard, s.id & 4294967295 AS row, s.operator, s.fingerprint,
-    coalesce(o.active, FALSE) AS active, s.name, s.value
-FROM ({scores}) AS s
-JOIN shard_numbers AS n ON n.number = s.id >> 32
-LEFT JOIN operators AS o ON o.operator = s.operator AND o.fingerprint = s.fingerprint;
+SELECT n.shard || ':' || (s._id & 4294967295) AS row_id, n.shard, s._id & 4294967295 AS row, s.operator, s.fingerprint,
+    s.active, s.name, s.value
+FROM ({scores}) AS s JOIN shard_numbers AS n ON n.number = s._id >> 32;
 
 -- One row for each input row that failed, with the operator that failed on it.
 CREATE OR REPLACE VIEW errors AS
-SELECT n.shard || ':' || (e.id & 4294967295) AS row_id, n.shard, e.id & 4294967295 AS row, e.operator, e.error, e.message
-FROM ({errors}) AS e
-JOIN shard_numbers AS n ON n.number = e.id >> 32
+SELECT n.shard || ':' || (e._id & 4294967295) AS row_id, n.shard, e._id & 4294967295 AS row,
+    e.operator, e.error, e.message
+FROM cell_errors AS e
+JOIN shard_numbers AS n ON n.number = e._id >> 32
 JOIN operators AS o ON o.operator = e.operator AND o.fingerprint = e.fingerprint AND o.active;
 
 -- Why rows were dropped, with all predicates that they fail among those whose operators have seen the row.
 CREATE OR REPLACE VIEW drops AS
-SELECT row_id, shard, row, verdict AS drop_reason, {failing} AS failing
-FROM (SELECT *, {verdict} AS verdict FROM wide WHERE error IS NULL)
-WHERE verdict <> '?';
+SELECT row_id, shard, row, _verdict AS drop_reason, {failing} AS failing
+FROM (SELECT *, {verdict} AS _verdict FROM wide WHERE error IS NULL)
+WHERE _verdict <> '?';

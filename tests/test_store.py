@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -151,8 +152,6 @@ def test_an_object_store_publishes_create_if_absent(s3: str) -> None:
 def test_a_run_into_an_object_store_gives_the_same_parts_and_the_same_answers(
     s3: str, recipe: Recipe, finished_store: Path, tmp_path: Path, quiet: object
 ) -> None:
-    import dataclasses
-
     os.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     remote = dataclasses.replace(recipe, store=dataclasses.replace(recipe.store, uri=f"{s3}/run"))
     assert pipeline.run(remote, display=quiet()) == 0  # type: ignore[operator]
@@ -244,8 +243,6 @@ def test_a_reader_with_a_lock_does_not_stop_an_ingest(finished_store: Path) -> N
 
 
 def test_a_store_that_is_open_sees_what_an_ingest_brought(finished_store: Path, recipe: Recipe, quiet: object) -> None:
-    import dataclasses
-
     store = Store(finished_store)
     kept = store.counts()["kept"]
     everything = dataclasses.replace(recipe, policy=())
@@ -419,3 +416,65 @@ def test_of_two_runs_that_began_in_the_same_second_the_later_one_is_active(
     store = Store(finished_store)
     store.ingest()
     assert store.rows("SELECT count(*) FROM policy") == [(0,)]
+
+
+def test_columns_of_the_input_may_have_any_name(recipe: Recipe, shards: Path, quiet: object, pictures: object) -> None:
+    import pyarrow.parquet as pq
+
+    data = pictures(2, 9)  # type: ignore[operator]
+    names = ["id", "fingerprint", "verdict", "number", "done_size", "_id", "row_id", "Shard", "select", 'a"b']
+    more = pa.table({"image": data, "caption": ["x", "y"], **{name: [f"{name} 0", f"{name} 1"] for name in names}})
+    pq.write_table(more, shards / "train-00009.parquet")
+    assert pipeline.run(recipe, display=quiet()) == 0  # type: ignore[operator]
+    found = (
+        Store(recipe.store.uri).sql("SELECT * FROM samples WHERE shard = 'train-00009' AND row = 1").to_arrow_table()
+    )
+    shown = {"_id": "input__id", "row_id": "input_row_id", "Shard": "input_Shard"}
+    assert {name: found[shown.get(name, name)][0].as_py() for name in names} == {name: f"{name} 1" for name in names}
+
+
+def test_an_index_made_apart_is_the_same(finished_store: Path) -> None:
+    store = Store(finished_store)
+    before = store.rows("SELECT * FROM samples ORDER BY shard, row")
+    store.path.unlink()
+    told: list[dict[str, int]] = []
+    assert store.ingest(closing=told.append, apart=True) == len(list_parts(store.files))
+    assert store.rows("SELECT * FROM samples ORDER BY shard, row") == before
+    assert told == [store.counts()]
+
+
+def test_an_index_process_that_dies_is_one_line_and_leaves_the_old_index(finished_store: Path) -> None:
+    store = Store(finished_store)
+    before = store.path.read_bytes()
+
+    def kill(_: dict[str, int]) -> None:
+        for children in Path("/proc/self/task").glob("*/children"):
+            for pid in children.read_text().split():
+                if b"curate.store.apart" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
+
+    with pytest.raises(StoreError, match=r"ended with code -9; nothing is lost, make it with: curate store ingest"):
+        store.ingest(closing=kill, apart=True)
+    assert store.path.read_bytes() == before
+
+
+def test_a_version_that_is_active_no_more_and_active_again_keeps_its_cells(
+    recipe: Recipe, shards: Path, quiet: object
+) -> None:
+    captions = "SELECT active, kind, language, count(*) FROM captions GROUP BY ALL ORDER BY ALL"
+    scores = "SELECT active, operator, count(*), sum(value) FROM scores GROUP BY ALL ORDER BY ALL"
+    errors = "SELECT operator, error, count(*) FROM errors GROUP BY ALL ORDER BY ALL"
+    blunt = dataclasses.replace(recipe, sharpness=dataclasses.replace(recipe.sharpness, long_side_px=512))
+    answers = []
+    for each in (recipe, blunt, recipe):
+        assert pipeline.run(each, display=quiet()) == 0  # type: ignore[operator]
+        store = Store(recipe.store.uri)
+        answers.append([store.rows(query) for query in (captions, scores, errors)])
+        store.rebuild()
+        assert [store.rows(query) for query in (captions, scores, errors)] == answers[-1]
+    first, second, third = ([[row for row in rows if row[0] is True] for rows in answer[:2]] for answer in answers)
+    assert first == third
+    assert first != second
+    assert answers[0][2] == answers[2][2]
+    former = [row for row in answers[1][1] if row[0] is False]
+    assert [row[1:] for row in former if row[1] == "sharpness"] == [r[1:] for r in first[1] if r[1] == "sharpness"]

@@ -122,7 +122,7 @@ def overlap(store: Store, run: Run) -> list[Overlap]:
         return []
     columns = []
     for i, p in enumerate(run.predicates):
-        done = f"done_{run.path[p.after]}" if p.after else "TRUE"
+        done = f"_done_{run.path[p.after]}" if p.after else "TRUE"
         columns += [f"{done} AS judged_{i}", f"({done} AND {p.condition} IS NOT TRUE) AS fails_{i}"]
     failing = " + ".join(f"fails_{i}::INTEGER" for i in range(n))
     wanted = []

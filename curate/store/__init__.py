@@ -5,7 +5,9 @@ Store("demo/store").sql("select drop_reason, count(*) from samples group by 1").
 
 files.py   where files lie (local disk, s3://, gs://) and how they are published
 parts.py   what one operator wrote for one shard
-index.py   captions.duckdb: ingest, views
+index.py   captions.duckdb: ingest, views; aligned.py puts the cells of a shard side by side for it
+apart.py   the same in a process of its own
+derived.py operators that look at the whole store (duplicates, concepts, tiers)
 query.py   read-only, sandboxed SQL
 verify.py  do parts, ledger and index agree
 """
@@ -19,6 +21,7 @@ from typing import Any
 import duckdb
 
 from curate.errors import StoreError
+from curate.store import apart as separate
 from curate.store import index, query
 from curate.store.files import Files, open_files
 
@@ -67,9 +70,12 @@ class Store:
             self._db[1].close()
             self._db = None
 
-    def ingest(self, closing: Callable[[dict[str, int]], None] | None = None) -> int:
-        """Add new parts to the index; returns how many there were. `closing` is told the counts at the end."""
-        return index.update(self.files, closing=closing)
+    def ingest(self, closing: Callable[[dict[str, int]], None] | None = None, *, apart: bool = False) -> int:
+        """Add new parts to the index; returns how many there were. `closing` is told the counts at the end.
+
+        `apart`: in a process of its own, which takes the memory for it (about half a gigabyte) with it when it ends.
+        """
+        return separate.update(self.files, closing) if apart else index.update(self.files, closing=closing)
 
     def rebuild(self) -> int:
         """Make the index anew from the parts; returns how many there are."""

@@ -4,10 +4,14 @@ It is never written in place. An update works on a copy beside it, in transactio
 (`commits`) together, and puts the copy in its place with one rename: a reader keeps the file it opened, a reader's lock
 never stops a job, and a kill leaves the old index whole. One updater works at a time (`.index.lock`).
 
-    op_<operator>     cells of all versions of one operator; id = shard number << 32 | row
-    wide_cells        one row per input row: the active versions, joined once at ingest and not in every query
-    wide              a view of it in which columns that the policy reads have the types that it was checked for
-    samples, ...      views (schemas/views.sql)
+    wide_cells            one row per input row: the cells of the active versions side by side (aligned.py)
+    wide                  a view of it in which columns that the policy reads have the types that it was checked for
+    former_<operator>     cells of versions that are no longer active
+    cell_errors           the failures of all versions
+    samples, ...          views (schemas/views.sql)
+
+`_id` is shard number << 32 | row. Our own names that begin with `_` meet no column of the input: reading gives those a
+prefix.
 """
 
 from __future__ import annotations
@@ -19,29 +23,34 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files as resource_files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
 
 from curate.errors import StoreError
 from curate.policy import Predicate, verdict_sql
+from curate.store.aligned import ERRORS, Chunk, of_one_version, side_by_side
 from curate.store.files import Files
-from curate.store.parts import DamagedError, Part, Version, fingerprint, list_parts, read_table
-from schemas.columns import DERIVED, OPERATORS, SAMPLES_FIRST
+from curate.store.parts import DamagedError, Part, Version, fingerprint, list_parts
+from schemas.columns import DERIVED, OPERATORS, SAMPLES_FIRST, indexed
 from schemas.rows import TABLES, identifier
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
-SHARDS_PER_TRANSACTION = 256
-WIDEN_ROWS = 50_000
+# An insert of less than a row group is appended to the last one; larger ones leave row groups of odd sizes behind,
+# which are packed twice. A quarter of DuckDB's usual row group: it lies in memory unpacked.
+INSERT_ROWS = 30_000
+ROW_GROUP_ROWS = 30_720
 # DuckDB's memory, tried in turn. The first is enough for rows of 1 kB and keeps a run's driver small; rows with long
 # texts of the input's own may need more.
 MEMORY = ("256MB", "1GB", "4GB")
 # Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
-LAYOUT = fingerprint({"tables": 2, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
+LAYOUT = fingerprint({"tables": 3, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
 
 def index_path(files: Files) -> Path:
@@ -87,7 +96,8 @@ def _update(files: Files, final: Path, rebuild: bool, closing: Callable[[Counts]
         if layout is None:
             final.replace(final.with_name("captions.duckdb.damaged"))
     with duckdb.connect(config={"memory_limit": memory, "temp_directory": str(final.parent / ".tmp")}) as db:
-        db.execute(f"ATTACH '{_quoted(str(draft))}' AS store (STORAGE_VERSION '{STORAGE_VERSION}')")
+        options = f"STORAGE_VERSION '{STORAGE_VERSION}', ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+        db.execute(f"ATTACH '{_quoted(str(draft))}' AS store ({options})")
         db.execute("USE store")
         added = _Update(db, files).run(closing)
         db.execute("USE memory")
@@ -118,70 +128,184 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+class _Batch(NamedTuple):
+    """What one transaction adds: rows, the failures among them, and the parts that are in with them."""
+
+    cells: list[pa.Table]
+    errors: list[pa.Table]
+    parts: list[Part]
+
+
 class _Update:
     """One update of the index; `db` has the draft as its current database."""
 
     def __init__(self, db: duckdb.DuckDBPyConnection, files: Files) -> None:
         self.db = db
         self.files = files
+        self.numbers: dict[str, int] = {}
 
     def run(self, closing: Callable[[Counts], None] | None) -> int:
         self.db.execute("BEGIN")
         self.db.execute(TABLES)
         self.db.execute("CREATE TABLE IF NOT EXISTS layout AS SELECT ? AS value", [LAYOUT])
-        for operator in OPERATORS:
-            self._operator_table(operator)
         run = self._runs()
-        widen_all = self._activate(run) or not self._has_wide()
+        before = self._active()
+        self._activate(run, before)
+        active = self._active()
         known = {path for (path,) in self.db.execute("SELECT path FROM commits").fetchall()}
-        parts = [p for p in list_parts(self.files) if p.path not in known and p.version.operator in OPERATORS]
-        shards = sorted({part.shard for part in parts})
-        self._number(shards)
+        parts = [part for part in list_parts(self.files) if part.version.operator in OPERATORS]
+        self._number({part.shard for part in parts})
+        new = {part for part in parts if part.path not in known}
+        turned = before ^ active  # their cells move between `wide_cells` and `former_<operator>`
+        wide, former = _groups(parts, new, active, turned)
+        self._tables(turned, anew=bool(turned) or 2 * len(wide) > len({part.shard for part in parts}))
         self.db.execute("COMMIT")
-        for start in range(0, len(shards), SHARDS_PER_TRANSACTION):
-            chosen = set(shards[start : start + SHARDS_PER_TRANSACTION])
-            new = [part for part in parts if part.shard in chosen]
-            try:
-                widen_all = self._commit(new, chosen, widen_all)
-            except (duckdb.Error, DamagedError):
-                self.db.execute("ROLLBACK")
-                sound = [part for part in new if self._sound(part)]
-                if len(sound) == len(new):
-                    raise
-                widen_all = self._commit(sound, chosen, widen_all)
+        self.db.execute("SET threads = 1")  # two threads pack the row groups of one insert several times over
+        self._fill("wide_cells", wide)
+        for operator, groups in former.items():
+            self._fill(f"former_{operator}", groups)
+        self.db.execute("RESET threads")
         self.db.execute("BEGIN")
-        if widen_all:
-            self._widen(None)
         self._views(run)
         if closing:
             closing(counts(self.db))
             self._runs()
         self.db.execute("COMMIT")
         self.db.execute("CHECKPOINT")
-        return len(parts)
+        return len(new)
 
-    def _commit(self, parts: Sequence[Part], shards: set[str], widen_all: bool) -> bool:
-        """Add parts and ledger in one transaction; returns whether `wide_cells` has to be made anew as a whole."""
+    def _tables(self, turned: Iterable[Version], anew: bool) -> None:
+        """Make the tables of cells that are not there, and `wide_cells` `anew` when most of it is to be filled."""
+        declared = {
+            op: [f'"{c.name}" {_duckdb_type(c.type)}' for c in cs if indexed(c.type)] for op, cs in OPERATORS.items()
+        }
+        if anew:
+            self.db.execute("DROP TABLE IF EXISTS wide_cells")
+        fixed = ["_id BIGINT", "row_id VARCHAR", "shard VARCHAR", "row BIGINT"]
+        done = [f"_done_{operator} BOOLEAN" for operator in OPERATORS if operator != "input"]
+        wide = [*fixed, *(column for columns in declared.values() for column in columns), *done, "error VARCHAR"]
+        self.db.execute(f"CREATE TABLE IF NOT EXISTS wide_cells ({', '.join(wide)})")
+        for operator, own in declared.items():
+            columns = ["_id BIGINT", "_fingerprint VARCHAR", *own]
+            self.db.execute(f"CREATE TABLE IF NOT EXISTS former_{operator} ({', '.join(columns)})")
+        for version in turned:
+            self.db.execute(f"DELETE FROM former_{version.operator} WHERE _fingerprint = ?", [version.fingerprint])
+
+    def _fill(self, table: str, groups: list[list[Part]]) -> None:
+        """Put the cells of parts into `table`; a group is all that becomes rows of one shard there.
+
+        A damaged part is left out, with a warning that says the way out, and its shard is done again without it.
+        """
+        while groups:
+            self._remove(table, groups)
+            damaged: list[Part] = []
+            batches = self._batches(table, groups, damaged)
+            with ThreadPoolExecutor(1) as reader:  # reads the next batch while this one is written
+                ahead = reader.submit(next, batches, None)
+                while (batch := ahead.result()) is not None:
+                    ahead = reader.submit(next, batches, None)
+                    self._insert(table, batch)
+            shards = {part.shard for part in damaged}
+            sound = [[part for part in group if part not in damaged] for group in groups if group[0].shard in shards]
+            groups = [group for group in sound if group]
+
+    def _batches(self, table: str, groups: Iterable[list[Part]], damaged: list[Part]) -> Iterator[_Batch]:
+        """Rows in batches of one schema and at most INSERT_ROWS; parts that do not read are added to `damaged`."""
+        held = _Batch([], [], [])
+        for group in groups:
+            try:
+                for cells, errors in self._read(table, group):
+                    rows = sum(had.num_rows for had in held.cells) + cells.num_rows
+                    if held.cells and (rows > INSERT_ROWS or cells.schema != held.cells[0].schema):
+                        yield held
+                        held = _Batch([], [], [])
+                    held.cells.append(cells)
+                    held.errors.append(errors)
+            except DamagedError as why:
+                logging.getLogger("curate").warning("left out: %s", why)
+                damaged += [part for part in group if part.path == why.path]
+            else:
+                held.parts.extend(group)
+        if held.cells or held.parts:
+            yield held
+
+    def _read(self, table: str, group: list[Part]) -> Iterator[Chunk]:
+        shard = group[0].shard
+        if table != "wide_cells":
+            return of_one_version(self.files, self.numbers[shard], group)
+        by_operator: dict[str, list[Part]] = defaultdict(list)
+        for part in group:
+            by_operator[part.version.operator].append(part)
+        return side_by_side(self.files, shard, self.numbers[shard], by_operator)
+
+    def _insert(self, table: str, batch: _Batch) -> None:
+        """Add rows, failures and ledger entries in one transaction."""
+        if batch.cells:
+            cells = pa.concat_tables(batch.cells)
+            self.db.register("new_cells", cells)
+            self._grow(table)
+        ledger = pa.table(
+            {
+                "path": [part.path for part in batch.parts],
+                "operator": [part.version.operator for part in batch.parts],
+                "fingerprint": [part.version.fingerprint for part in batch.parts],
+                "shard": [part.shard for part in batch.parts],
+                "sequence": pa.array([part.sequence for part in batch.parts], pa.int32()),
+            }
+        )
+        self.db.register("new_commits", ledger)
+        self.db.register("new_errors", pa.concat_tables(batch.errors) if batch.errors else ERRORS.empty_table())
         self.db.execute("BEGIN")
-        widen_all |= self._add(parts)
-        if not widen_all:
-            self._widen(shards)
+        if batch.cells:
+            self.db.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new_cells")
+        self.db.execute("INSERT INTO cell_errors SELECT * FROM new_errors")
+        self.db.execute("INSERT INTO commits SELECT * FROM new_commits")
         self.db.execute("COMMIT")
-        return widen_all
+        for name in ("new_cells", "new_commits", "new_errors"):
+            self.db.unregister(name)
 
-    def _sound(self, part: Part) -> bool:
-        """Whether a part reads; one that does not is left out, with a warning that says the way out."""
+    def _remove(self, table: str, groups: Sequence[list[Part]]) -> None:
+        """Take out what the index has of these groups: they are put in whole."""
+        parts = [part for group in groups for part in group]
+        going = pa.table(
+            {
+                "path": [part.path for part in parts],
+                "operator": [part.version.operator for part in parts],
+                "fingerprint": [part.version.fingerprint for part in parts],
+                "number": pa.array([self.numbers[part.shard] for part in parts], pa.int64()),
+            }
+        )
+        self.db.register("going", going)
+        of_version = "" if table == "wide_cells" else "AND g.fingerprint = t._fingerprint"
+        self.db.execute(
+            f"DELETE FROM {table} AS t WHERE EXISTS (FROM going AS g WHERE g.number = t._id >> 32 {of_version})"
+        )
+        self.db.execute(
+            "DELETE FROM cell_errors AS e WHERE EXISTS (FROM going AS g WHERE g.number = e._id >> 32 "
+            "AND g.operator = e.operator AND g.fingerprint = e.fingerprint)"
+        )
+        self.db.execute("DELETE FROM commits WHERE path IN (SELECT path FROM going)")
+        self.db.unregister("going")
+
+    def _grow(self, table: str) -> None:
+        """Give `table` the columns that `new_cells` brings; widen a type on which shards differ."""
+        have = {name.lower(): kind for name, kind in self._described(table)}
+        for name, kind in self._described("new_cells"):
+            old = have.get(name.lower())
+            if old is None:
+                self.db.execute(f"ALTER TABLE {table} ADD COLUMN {identifier(name)} {kind}")
+            elif old != kind and (wide := self._common_type(old, kind)) != old:
+                self.db.execute(f"ALTER TABLE {table} ALTER COLUMN {identifier(name)} TYPE {wide}")
+
+    def _described(self, table: str) -> list[tuple[str, str]]:
+        return [(row[0], row[1]) for row in self.db.execute(f"DESCRIBE {table}").fetchall()]
+
+    def _common_type(self, a: str, b: str) -> str:
         try:
-            read_table(self.files, part.path)
-        except DamagedError as why:
-            logging.getLogger("curate").warning("left out: %s", why)
-            return False
-        return True
-
-    def _operator_table(self, operator: str) -> None:
-        columns = [f'"{c.name}" {_duckdb_type(c.type)}' for c in OPERATORS[operator]]
-        fixed = ["id BIGINT", "fingerprint VARCHAR", *columns, "error VARCHAR", "message VARCHAR"]
-        self.db.execute(f"CREATE TABLE IF NOT EXISTS op_{operator} ({', '.join(fixed)})")
+            rows = self.db.execute(f"DESCRIBE SELECT NULL::{a} AS v UNION ALL SELECT NULL::{b}").fetchall()
+        except duckdb.Error:
+            return "VARCHAR"
+        return str(rows[0][1])
 
     def _runs(self) -> dict[str, Any]:
         """Read all run records into the table `runs`; returns the newest one, which decides what is active."""
@@ -207,9 +331,12 @@ class _Update:
             self.db.execute("INSERT INTO policy VALUES (?, ?, ?)", [position, judge["name"], judge["sql"]])
         return newest
 
-    def _activate(self, run: dict[str, Any]) -> bool:
-        """Note all versions and which are active; True when the active ones changed."""
-        before = set(self.db.execute("SELECT operator, fingerprint FROM operators WHERE active").fetchall())
+    def _active(self) -> set[Version]:
+        rows = self.db.execute("SELECT operator, fingerprint FROM operators WHERE active").fetchall()
+        return {Version(operator, mark) for operator, mark in rows}
+
+    def _activate(self, run: dict[str, Any], before: Iterable[Version]) -> None:
+        """Note all versions, and that those of the last run and the derived ones that are shown are active."""
         for path in self.files.list("parts"):
             if not path.endswith("/operator.json"):
                 continue
@@ -220,220 +347,82 @@ class _Update:
                 [known["operator"], known["fingerprint"], facts.get("engine"), facts.get("model"),
                  facts.get("revision"), json.dumps(known, ensure_ascii=False)],
             )  # fmt: skip
-        named = {(v["operator"], v["fingerprint"]) for v in run.get("versions", [])}
-        named = named or {(operator, mark) for operator, mark in before if operator not in DERIVED}
-        active = named | self._derived()
+        named = {Version(v["operator"], v["fingerprint"]) for v in run.get("versions", [])}
+        named = named or {version for version in before if version.operator not in DERIVED}
         self.db.execute("UPDATE operators SET active = FALSE")
-        for operator, mark in sorted(active):
+        for version in sorted(named | self._derived()):
             self.db.execute(
-                "UPDATE operators SET active = TRUE WHERE operator = ? AND fingerprint = ?", [operator, mark]
+                "UPDATE operators SET active = TRUE WHERE operator = ? AND fingerprint = ?",
+                [version.operator, version.fingerprint],
             )
-        return active != before
 
-    def _derived(self) -> set[tuple[str, str]]:
+    def _derived(self) -> set[Version]:
         """The versions of derived operators (curate/store/derived.py) that are to be shown."""
         paths = {path.split("/")[1].removesuffix(".json"): path for path in self.files.list("derived")}
-        marks = {op: json.loads(self.files.read(path))["fingerprint"] for op, path in paths.items() if op in DERIVED}
-        return set(marks.items())
+        shown = {op: json.loads(self.files.read(path)) for op, path in paths.items() if op in DERIVED}
+        return {Version(operator, known["fingerprint"]) for operator, known in shown.items()}
 
     def _number(self, shards: Iterable[str]) -> None:
-        last = self.db.execute("SELECT coalesce(max(number), -1) FROM shard_numbers").fetchone()
-        known = {shard for (shard,) in self.db.execute("SELECT shard FROM shard_numbers").fetchall()}
-        new = sorted(set(shards) - known)
-        if new and last:
-            first = last[0] + 1
-            numbers = pa.table({"shard": new, "number": pa.array(range(first, first + len(new)), pa.int32())})
-            self.db.register("new_shards", numbers)
+        """Give new shards numbers; `self.numbers` has all."""
+        self.numbers = dict(self.db.execute("SELECT shard, number FROM shard_numbers").fetchall())
+        first = max(self.numbers.values(), default=-1) + 1
+        new = {shard: number for number, shard in enumerate(sorted(set(shards) - set(self.numbers)), first)}
+        if new:
+            self.db.register("new_shards", pa.table({"shard": list(new), "number": pa.array(new.values(), pa.int32())}))
             self.db.execute("INSERT INTO shard_numbers SELECT shard, number FROM new_shards")
             self.db.unregister("new_shards")
-
-    def _add(self, parts: Sequence[Part]) -> bool:
-        """Insert the rows of `parts` and their ledger entries; True when the input brought new columns."""
-        grown = False
-        for sequence in sorted({part.sequence for part in parts}):
-            for version in sorted({part.version for part in parts if part.sequence == sequence}):
-                chosen = [part for part in parts if part.version == version and part.sequence == sequence]
-                grown |= self._insert(version, chosen, sequence)
-        return grown
-
-    def _insert(self, version: Version, parts: Sequence[Part], sequence: int) -> bool:
-        source, parameters = self._source(parts)
-        private = [name for name, *_ in self._described(source, parameters) if name.startswith("_")]
-        table = f"op_{version.operator}"
-        grown = version.operator == "input" and self._grow(table, source, parameters)
-        hidden = ", ".join(f'"{name}"' for name in ("shard", "row", *private))
-        select = (
-            f"SELECT (n.number::BIGINT << 32) | p.row AS id, '{version.fingerprint}' AS fingerprint, "
-            f"p.* EXCLUDE ({hidden}) FROM {source} AS p JOIN shard_numbers AS n ON n.shard = p.shard"
-        )
-        if sequence:
-            self.db.execute(
-                f"DELETE FROM {table} WHERE fingerprint = '{version.fingerprint}' "
-                f"AND id IN (SELECT id FROM ({select}))",
-                parameters,
-            )
-        self.db.execute(f"INSERT INTO {table} BY NAME {select}", parameters)
-        counts = dict(self.db.execute(f"SELECT shard, count(*) FROM {source} GROUP BY 1", parameters).fetchall())
-        ledger = pa.table(
-            {
-                "path": [part.path for part in parts],
-                "operator": [version.operator] * len(parts),
-                "fingerprint": [version.fingerprint] * len(parts),
-                "shard": [part.shard for part in parts],
-                "sequence": pa.array([part.sequence for part in parts], pa.int32()),
-                "rows": pa.array([counts.get(part.shard, 0) for part in parts], pa.int64()),
-            }
-        )
-        self.db.register("new_commits", ledger)
-        self.db.execute("INSERT INTO commits SELECT * FROM new_commits")
-        self.db.unregister("new_commits")
-        return grown
-
-    def _source(self, parts: Sequence[Part]) -> tuple[str, list[Any]]:
-        """SQL that reads the parts, and its parameters: DuckDB's own reader on disk, Arrow from remote stores."""
-        local = [self.files.local(part.path) for part in parts]
-        if all(local):
-            return "read_parquet($1, union_by_name = TRUE)", [[str(path) for path in local]]
-        tables = [read_table(self.files, part.path) for part in parts]
-        self.db.register("remote_parts", pa.concat_tables(tables, promote_options="permissive"))
-        return "remote_parts", []
-
-    def _described(self, source: str, parameters: list[Any]) -> list[tuple[str, str]]:
-        rows = self.db.execute(f"DESCRIBE SELECT * FROM {source}", parameters).fetchall()
-        return [(row[0], row[1]) for row in rows]
-
-    def _grow(self, table: str, source: str, parameters: list[Any]) -> bool:
-        """Give the input's table the columns that these parts bring; widen a type on which shards differ."""
-        have = {row[0].lower(): row[1] for row in self.db.execute(f"DESCRIBE {table}").fetchall()}
-        grown = False
-        for name, kind in self._described(source, parameters):
-            if name.startswith("_") or name in ("shard", "row"):
-                continue
-            old = have.get(name.lower())
-            if old is None:
-                self.db.execute(f"ALTER TABLE {table} ADD COLUMN {identifier(name)} {kind}")
-                grown = True
-            elif old != kind and (wide := self._common_type(old, kind)) != old:
-                self.db.execute(f"ALTER TABLE {table} ALTER COLUMN {identifier(name)} TYPE {wide}")
-                grown = True
-        return grown
-
-    def _common_type(self, a: str, b: str) -> str:
-        try:
-            rows = self.db.execute(f"DESCRIBE SELECT NULL::{a} AS v UNION ALL SELECT NULL::{b}").fetchall()
-        except duckdb.Error:
-            return "VARCHAR"
-        return str(rows[0][1])
-
-    def _has_wide(self) -> bool:
-        found = self.db.execute(
-            "SELECT 1 FROM duckdb_tables() WHERE table_name = 'wide_cells' AND database_name = 'store'"
-        ).fetchone()
-        return found is not None
-
-    def _widen(self, shards: set[str] | None) -> None:
-        """Join the active versions into `wide_cells`, for some shards or (None) for all, replacing what was there.
-
-        The rows go in id order, WIDEN_ROWS at a time: joined as a whole, a million rows with captions took 1.3 GB.
-        """
-        numbers: list[int] | None = None
-        if shards is None:
-            self.db.execute(f"CREATE OR REPLACE TABLE wide_cells AS {self._wide_rows('FALSE')}")
-        else:
-            found = self.db.execute(
-                "SELECT number FROM shard_numbers WHERE shard IN (SELECT unnest($1))", [sorted(shards)]
-            ).fetchall()
-            numbers = sorted(number for (number,) in found)
-            low, high = numbers[0] << 32, (numbers[-1] + 1) << 32
-            listed = ", ".join(map(str, numbers))
-            self.db.execute(f"DELETE FROM wide_cells WHERE id >= {low} AND id < {high} AND id >> 32 IN ({listed})")
-        self.db.execute("SET threads = 1")  # a chunk is less than a row group, so more would bring memory and no speed
-        for low, high in self._chunks(numbers):
-            self.db.execute(f"INSERT INTO wide_cells BY NAME {self._wide_rows(f'id >= {low} AND id < {high}')}")
-        self.db.execute("RESET threads")
-
-    def _chunks(self, numbers: list[int] | None) -> Iterator[tuple[int, int]]:
-        """Ranges of ids, ascending, that hold about WIDEN_ROWS rows of the shards with these numbers (None: all)."""
-        rows = dict(
-            self.db.execute(
-                "SELECT id >> 32, max(id & 4294967295) + 1 FROM op_input AS i JOIN operators AS o "
-                "ON o.operator = 'input' AND o.fingerprint = i.fingerprint AND o.active GROUP BY 1"
-            ).fetchall()
-        )
-        chosen = sorted(rows if numbers is None else set(numbers) & set(rows))
-        low, high, held = 0, 0, 0
-        for number in chosen:
-            for first in range(0, rows[number], WIDEN_ROWS):
-                count = min(WIDEN_ROWS, rows[number] - first)
-                gap = number - (high >> 32) > 1  # shards between that are not to be joined again
-                if held and (gap or held + count > WIDEN_ROWS):
-                    yield low, high
-                    held = 0
-                if not held:
-                    low = (number << 32) + first
-                high = (number << 32) + first + count
-                held += count
-        if held:
-            yield low, high
-
-    def _wide_rows(self, within: str) -> str:
-        """SQL of the rows of `wide_cells` whose ids are within a condition."""
-        active = dict(self.db.execute("SELECT operator, fingerprint FROM operators WHERE active").fetchall())
-        columns, joins, errors = [], [], []
-        for operator in OPERATORS:
-            own = self._columns_of(operator)
-            here = f"t_{operator}"
-            columns += [f"{here}.{identifier(name)}" for name in own]
-            mark = active.get(operator, "")
-            cells = f"(SELECT * FROM op_{operator} WHERE {within} AND fingerprint = '{mark}') AS {here}"
-            if operator == "input":
-                joins.append(cells)
-            else:
-                joins.append(f"LEFT JOIN {cells} ON {here}.id = t_input.id")
-                columns.append(f"{here}.id IS NOT NULL AS done_{operator}")
-            errors.append(f"{here}.error")
-        return (
-            f"SELECT t_input.id, n.shard || ':' || (t_input.id & 4294967295) AS row_id, n.shard, "
-            f"t_input.id & 4294967295 AS row, {', '.join(columns)}, coalesce({', '.join(errors)}) AS error "
-            f"FROM {' '.join(joins)} JOIN shard_numbers AS n ON n.number = t_input.id >> 32 ORDER BY t_input.id"
-        )
-
-    def _columns_of(self, operator: str) -> list[str]:
-        skip = {"id", "fingerprint", "error", "message"}
-        return [row[0] for row in self.db.execute(f"DESCRIBE op_{operator}").fetchall() if row[0] not in skip]
+            self.numbers |= new
 
     def _views(self, run: dict[str, Any]) -> None:
-        wide = {row[0]: row[1] for row in self.db.execute("DESCRIBE wide_cells").fetchall()}
+        wide = dict(self._described("wide_cells"))
         retyped = [
             f"TRY_CAST({identifier(name)} AS {kind}) AS {identifier(name)}"
             for name, kind in run.get("types", {}).items()
             if wide.get(name, kind) != kind
         ]
         replace = f" REPLACE ({', '.join(retyped)})" if retyped else ""
-        self.db.execute(f"CREATE OR REPLACE VIEW wide AS SELECT *{replace} FROM wide_cells")
-        own = [name for name in self._columns_of("input") if name not in SAMPLES_FIRST]
-        rest = [c.name for op in OPERATORS for c in OPERATORS[op] if c.name not in SAMPLES_FIRST and c.name in wide]
-        others = [name for name in (*rest, *own) if name not in SAMPLES_FIRST]
+        # A policy may read a column of the input that no row has brought yet.
+        absent = [f", NULL::{kind} AS {identifier(n)}" for n, kind in run.get("types", {}).items() if n not in wide]
+        self.db.execute(f"CREATE OR REPLACE VIEW wide AS SELECT *{replace}{''.join(absent)} FROM wide_cells")
+        ours = [c.name for columns in OPERATORS.values() for c in columns if c.name in wide]
+        own = [name for name in wide if name not in {*ours, *SAMPLES_FIRST} and not name.startswith("_")]
         predicates = [
             Predicate(p["name"], p["sql"], frozenset(p["columns"]), p["after"]) for p in run.get("predicates", [])
         ]
         path = [v["operator"] for v in run.get("versions", [])]
-        done = ["TRUE", *(f"done_{operator}" for operator in path[1:])]
+        done = ["TRUE", *(f"_done_{operator}" for operator in path[1:])]
         failing = [f"CASE WHEN {done[p.after]} AND {p.condition} IS NOT TRUE THEN '{p.name}' END" for p in predicates]
         views = resource_files("schemas").joinpath("views.sql").read_text("utf-8")
+        active = {version.operator: version.fingerprint for version in self._active()}
         self.db.execute(
             views.format(
-                columns=", ".join(identifier(name) for name in dict.fromkeys((*SAMPLES_FIRST, *others))),
+                columns=", ".join(identifier(name) for name in dict.fromkeys((*SAMPLES_FIRST, *ours, *own))),
                 verdict=verdict_sql(predicates, done),
                 failing=f"list_filter([{', '.join(failing)}], lambda x: x IS NOT NULL)" if failing else "[]::VARCHAR[]",
-                captions=" UNION ALL ".join(_caption_selects()),
-                scores=" UNION ALL ".join(_score_selects()),
-                errors=" UNION ALL ".join(
-                    f"SELECT id, '{op}' AS operator, fingerprint, error, message FROM op_{op} WHERE error IS NOT NULL"
-                    for op in OPERATORS
-                ),
+                captions=" UNION ALL ".join(_caption_selects(active)),
+                scores=" UNION ALL ".join(_score_selects(active)),
             )
         )
+
+
+def _groups(
+    parts: Iterable[Part], new: Container[Part], active: Container[Version], turned: Container[Version]
+) -> tuple[list[list[Part]], dict[str, list[list[Part]]]]:
+    """What has to be put in: for `wide_cells` the active parts of each shard, for `former_<operator>` the parts of each
+    shard and version. A shard is put in whole when one of its parts is new, or all are when a version turned."""
+    wide: dict[str, list[Part]] = defaultdict(list)
+    former: dict[tuple[Version, str], list[Part]] = defaultdict(list)
+    for part in parts:
+        if part.version in active:
+            wide[part.shard].append(part)
+        else:
+            former[part.version, part.shard].append(part)
+    some = bool(turned)
+    by_operator: dict[str, list[list[Part]]] = defaultdict(list)
+    for (version, _), group in sorted(former.items()):
+        if version in turned or any(part in new for part in group):
+            by_operator[version.operator].append(group)
+    return [group for _, group in sorted(wide.items()) if some or any(part in new for part in group)], by_operator
 
 
 def counts(db: duckdb.DuckDBPyConnection) -> Counts:
@@ -449,32 +438,36 @@ def counts(db: duckdb.DuckDBPyConnection) -> Counts:
     return dict(zip(names, row or (0,) * len(names), strict=True))
 
 
-def _caption_selects() -> Iterator[str]:
-    yield """
-        SELECT id, 'raw' AS kind,
-            CASE WHEN regexp_matches(caption_raw, '[\\x{4e00}-\\x{9fff}]') THEN 'zh' ELSE 'en' END AS language,
-            caption_raw AS text, NULL::VARCHAR AS engine, NULL::VARCHAR AS model, NULL::VARCHAR AS revision,
-            c.fingerprint, coalesce(o.active, FALSE) AS active
-        FROM op_input AS c LEFT JOIN operators AS o ON o.operator = 'input' AND o.fingerprint = c.fingerprint
-        WHERE caption_raw IS NOT NULL"""
+def _caption_selects(active: Mapping[str, str]) -> Iterator[str]:
+    """`_id, kind, language, text, engine, model, revision, fingerprint, active` of all captions."""
+    raw = (
+        "_id, 'raw' AS kind, CASE WHEN regexp_matches(caption_raw, '[\\x{4e00}-\\x{9fff}]') THEN 'zh' ELSE 'en' END "
+        "AS language, caption_raw AS text, NULL::VARCHAR AS engine, NULL::VARCHAR AS model, NULL::VARCHAR AS revision"
+    )
+    yield from _both("input", raw, "caption_raw IS NOT NULL", active)
     for operator, language in (("caption", "en"), ("translate", "zh")):
-        yield f"""
-        SELECT id, 'synthetic', '{language}', caption_{language}, {operator}_engine, {operator}_model,
-            {operator}_revision, c.fingerprint, coalesce(o.active, FALSE)
-        FROM op_{operator} AS c LEFT JOIN operators AS o ON o.operator = '{operator}' AND o.fingerprint = c.fingerprint
-        WHERE caption_{language} IS NOT NULL"""
+        known = ", ".join(f"{operator}_{fact}" for fact in ("engine", "model", "revision"))
+        synthetic = f"_id, 'synthetic', '{language}', caption_{language}, {known}"
+        yield from _both(operator, synthetic, f"caption_{language} IS NOT NULL", active)
 
 
-def _score_selects() -> Iterator[str]:
+def _score_selects(active: Mapping[str, str]) -> Iterator[str]:
+    """`_id, operator, name, value, fingerprint, active` of all numeric columns, in long form."""
     for operator, columns in OPERATORS.items():
         numeric = [c.name for c in columns if pa.types.is_integer(c.type) or pa.types.is_floating(c.type)]
         if numeric:
             names = ", ".join(f"'{name}'" for name in numeric)
             values = ", ".join(f'"{name}"::DOUBLE' for name in numeric)
-            yield (
-                f"SELECT id, '{operator}' AS operator, fingerprint, unnest([{names}]) AS name, "
-                f"unnest([{values}]) AS value FROM op_{operator}"
-            )
+            long = f"_id, '{operator}' AS operator, unnest([{names}]) AS name, unnest([{values}]) AS value"
+            yield from _both(operator, long, f"_done_{operator}", active)
+
+
+def _both(operator: str, columns: str, present: str, active: Mapping[str, str]) -> Iterator[str]:
+    """`columns` of the active version of an operator, and of all others."""
+    if operator in active:
+        yield f"SELECT {columns}, '{active[operator]}' AS fingerprint, TRUE AS active FROM wide_cells WHERE {present}"
+    there = "TRUE" if present.startswith("_done") else present
+    yield f"SELECT {columns}, _fingerprint AS fingerprint, FALSE AS active FROM former_{operator} WHERE {there}"
 
 
 def _duckdb_type(kind: pa.DataType) -> str:

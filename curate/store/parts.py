@@ -98,15 +98,19 @@ def encode(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
+def open_part(files: Files, path: str) -> pq.ParquetFile:
+    """The Parquet file at `path`; raises FileNotFoundError and pa.ArrowInvalid."""
+    local = files.local(path)
+    return pq.ParquetFile(str(local) if local else pa.BufferReader(files.read(path)))
+
+
 def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
     """The table in `path`, or some columns of it (`[]`: the schema, without rows); raises FileNotFoundError."""
-    local = files.local(path)
-    source = str(local) if local else pa.BufferReader(files.read(path))
     try:
-        file = pq.ParquetFile(source)
-        if columns is not None and not list(columns):
-            return file.schema_arrow.empty_table()
-        return file.read(columns=list(columns) if columns is not None else None)
+        with open_part(files, path) as file:
+            if columns is not None and not list(columns):
+                return file.schema_arrow.empty_table()
+            return file.read(columns=list(columns) if columns is not None else None)
     except pa.ArrowInvalid as why:
         raise DamagedError(path, str(why).splitlines()[0]) from None
 

@@ -33,15 +33,13 @@ def verify(store: Store) -> list[str]:
         if set(table["shard"].unique().to_pylist()) - {part.shard}:
             problems.append(f"{part.path}: holds rows of another shard")
     problems += _rows_without_input(rows)
-    committed = {path: (op, n) for path, op, n in store.rows("SELECT path, operator, rows FROM commits")}
-    for part, numbers in rows.items():
+    committed = {path for (path,) in store.rows("SELECT path FROM commits")}
+    for part in rows:
         if part.path not in committed:
             problems.append(f"{part.path}: not in the index; add it with: curate store ingest {store.uri}")
-        elif committed[part.path][1] != len(numbers):
-            problems.append(f"{part.path}: {len(numbers)} rows, the ledger says {committed[part.path][1]}")
     there = {part.path for part in parts}
     problems += [f"{path}: in the index, but the part is gone" for path in sorted(committed) if path not in there]
-    return problems + _samples_against_parts(store, rows)
+    return problems + _samples_against_parts(store, rows) + _cells_against_parts(store, rows)
 
 
 def _rows_without_input(rows: dict[Part, list[int]]) -> list[str]:
@@ -74,6 +72,25 @@ def _samples_against_parts(store: Store, rows: dict[Part, list[int]]) -> list[st
         problems.append(f"samples: {len(want - set(have))} rows are missing, e.g. {min(want - set(have))}")
     if set(have) - want:
         problems.append(f"samples: {len(set(have) - want)} rows that no part has, e.g. {min(set(have) - want)}")
+    return problems
+
+
+def _cells_against_parts(store: Store, rows: dict[Part, list[int]]) -> list[str]:
+    """The index must have as many cells of each active version as its parts hold."""
+    problems = []
+    for operator, mark in store.rows("SELECT operator, fingerprint FROM operators WHERE active ORDER BY operator"):
+        cells: dict[str, set[int]] = defaultdict(set)
+        for part, numbers in rows.items():
+            if (part.version.operator, part.version.fingerprint) == (operator, mark):
+                cells[part.shard].update(numbers)
+        done = "TRUE" if operator == "input" else f"_done_{operator}"
+        have = dict(store.rows(f"SELECT shard, count(*) FROM wide_cells WHERE {done} GROUP BY shard"))
+        for shard in sorted(set(cells) | set(have)):
+            if len(cells[shard]) != have.get(shard, 0):
+                problems.append(
+                    f"{operator}@{mark}: shard {shard} has {len(cells[shard])} cells in its parts and "
+                    f"{have.get(shard, 0)} in the index; make it anew with: curate store rebuild {store.uri}"
+                )
     return problems
 
 
