@@ -163,6 +163,7 @@ def mix(
         bool, typer.Option("--resize", help="Crop pictures to their bucket; default: original bytes.")
     ] = (False),
     shard_mb: Annotated[int, typer.Option(help="Size of a shard, MB.")] = 256,
+    shard_rows: Annotated[int, typer.Option(help="Entries of a shard at most.")] = 10_000,
     columns: Annotated[str, typer.Option(help="Further columns of samples to pass through: a,b,c")] = "",
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     engine: Annotated[str, typer.Option(help="processes, ray, or inline; the bytes are the same.")] = "processes",
@@ -179,7 +180,7 @@ def mix(
         raise UsageError("write it as: curate mix STORE -o DIR, or: curate mix verify DIR")
     settings = Settings(
         store, ratio, parse_languages(languages), mode, where, ignore_policy, synthetic, top, top_weight, text,
-        text_cap, rows, validation, buckets, epochs, format, resize, shard_mb,
+        text_cap, rows, validation, buckets, epochs, format, resize, shard_mb, shard_rows,
         tuple(name.strip() for name in columns.split(",") if name.strip()), seed,
     )  # fmt: skip
     command.make(settings, out, engine, workers)

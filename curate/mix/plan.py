@@ -37,7 +37,7 @@ VERSION = 1  # of all that decides the bytes of a mix beside its settings and ro
 FOLDER = ".plan"
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
-MAX_SHARD_ENTRIES = 10_000
+MOST_AT_ONCE = 10_000  # rows whose captions are in memory
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
 GUESSED_BYTES = 100_000
 
@@ -221,11 +221,11 @@ def _entries(rows: Arrays, settings: Settings) -> Arrays:
     return entries
 
 
-def _cuts(size: npt.NDArray[np.int64], limit: int) -> list[int]:
-    """Where shards end, so that each has about `limit` bytes and at most MAX_SHARD_ENTRIES."""
+def _cuts(size: npt.NDArray[np.int64], limit: int, most: int) -> list[int]:
+    """Where shards end, so that each has about `limit` bytes and at most `most` entries."""
     ends, held, count = [], 0, 0
     for at, length in enumerate(size.tolist()):
-        if count and (held + length > limit or count == MAX_SHARD_ENTRIES):
+        if count and (held + length > limit or count == most):
             ends.append(at)
             held = count = 0
         held += length
@@ -240,7 +240,7 @@ def _write(
     length = part["bytes"]
     if settings.resize:
         length = np.array([w * h // 4 for w, h in sizes], np.int64)[part["bucket"]]
-    cuts = _cuts(np.where(length > 0, length, GUESSED_BYTES), settings.shard_mb * 1_000_000)
+    cuts = _cuts(np.where(length > 0, length, GUESSED_BYTES), settings.shard_mb * 1_000_000, settings.shard_rows)
     held: list[pa.Table] = []
     count, number, first = 0, 0, 0
     for table in _full(part, sources, sizes):
@@ -264,8 +264,8 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
     for first, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(code)], strict=True):
         source = sources[int(part["source"][first])]
         shard = source.names[int(part["shard"][first])]
-        for low in range(first, stop, MAX_SHARD_ENTRIES):
-            here = slice(low, min(stop, low + MAX_SHARD_ENTRIES))
+        for low in range(first, stop, MOST_AT_ONCE):
+            here = slice(low, min(stop, low + MOST_AT_ONCE))
             rows, at = np.unique(part["row"][here], return_inverse=True)
             table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["row", "concept"])
             width, height = np.array(sizes, np.int32)[part["bucket"][here]].T

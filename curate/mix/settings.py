@@ -53,6 +53,7 @@ class Settings:
     resize: bool = False
     """Store pictures cropped to their bucket (JPEG, quality 95) and not the original bytes."""
     shard_mb: int = 256
+    shard_rows: int = 10_000
     columns: tuple[str, ...] = ()
     """Further columns of `samples` to pass through."""
     seed: int = 0
@@ -70,7 +71,8 @@ class Settings:
             if choice not in known:
                 raise UsageError(f"--{name} {choice!r} is not known{nearest(choice, known)}")
         for name, number, least in (
-            ("epochs", self.epochs, 1), ("rows", self.rows, 0), ("shard-mb", self.shard_mb, 1), ("seed", self.seed, 0),
+            ("epochs", self.epochs, 1), ("rows", self.rows, 0), ("shard-mb", self.shard_mb, 1),
+            ("shard-rows", self.shard_rows, 1), ("seed", self.seed, 0),
         ):  # fmt: skip
             if number < least:
                 raise UsageError(f"--{name} {number}: at least {least}")
