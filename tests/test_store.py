@@ -26,6 +26,7 @@ from curate.store import Store
 from curate.store.files import LocalFiles, ObjectFiles, open_files
 from curate.store.parts import Version, encode, fingerprint, list_parts, parse, parts_of, publish, read_parts
 from curate.store.verify import forget, verify
+from schemas.columns import indexed
 
 V = Version("size", "0123456789abcdef")
 
@@ -478,3 +479,17 @@ def test_a_version_that_is_active_no_more_and_active_again_keeps_its_cells(
     assert answers[0][2] == answers[2][2]
     former = [row for row in answers[1][1] if row[0] is False]
     assert [row[1:] for row in former if row[1] == "sharpness"] == [r[1:] for r in first[1] if r[1] == "sharpness"]
+
+
+def test_embeddings_stay_in_the_parts_and_are_read_from_them() -> None:
+    assert indexed(pa.list_(pa.float32()))
+    assert not indexed(pa.list_(pa.float16()))
+
+
+def test_cells_come_from_the_parts_of_the_active_version(finished_once: Path) -> None:
+    store = Store(finished_once)
+    tables = list(store.cells("size", ["width"]))
+    assert [t.column_names for t in tables] == [["shard", "row", "error", "width"]] * 3
+    have = [cell for t in tables for cell in zip(t["shard"].to_pylist(), t["row"].to_pylist(), t["width"].to_pylist())]
+    assert sorted(have) == store.rows("SELECT shard, row, width FROM wide_cells WHERE _done_size ORDER BY shard, row")
+    assert list(store.cells("dedup")) == []

@@ -14,16 +14,18 @@ verify.py  do parts, ledger and index agree
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from curate.errors import StoreError
 from curate.store import apart as separate
 from curate.store import index, query
 from curate.store.files import Files, open_files
+from curate.store.parts import Part, Version, list_parts, read_parts
 
 
 class Store:
@@ -80,6 +82,22 @@ class Store:
     def rebuild(self) -> int:
         """Make the index anew from the parts; returns how many there are."""
         return index.update(self.files, rebuild=True)
+
+    def cells(self, operator: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """The cells of an operator's active version from its parts, a shard at a time, sorted by row.
+
+        `shard, row, error` and the named columns (all when none is named). For what the index does not hold: embeddings
+        stay in the parts. Nothing comes when the operator has no active version.
+        """
+        marks = self.rows("SELECT fingerprint FROM operators WHERE active AND operator = $1", [operator])
+        for (mark,) in marks:
+            shards: dict[str, list[Part]] = {}
+            for part in list_parts(self.files, Version(operator, mark)):
+                shards.setdefault(part.shard, []).append(part)
+            for parts in shards.values():
+                table = read_parts(self.files, parts, ["shard", "row", "error", *columns] if columns else None)
+                if table is not None:
+                    yield table
 
     def counts(self) -> dict[str, int]:
         """Rows in, kept, dropped, failed, undecided, and rows with a caption in each language."""
