@@ -64,9 +64,12 @@ def contrasts(drawn: Rendered) -> list[float]:
 def strays(drawn: Rendered) -> list[float]:
     """For each glyph the share of its own ink outside its quad, grown by 1 px; needs a traced rendering."""
     assert drawn.labels is not None
+    all_ys, all_xs = np.nonzero(drawn.labels)
+    numbers = drawn.labels[all_ys, all_xs]
     outside = []
     for number, glyph in enumerate(drawn.glyphs, 1):
-        ys, xs = np.nonzero(drawn.labels == number)
+        own = numbers == number
+        xs, ys = all_xs[own], all_ys[own]
         if not xs.size:
             outside.append(1.0)
             continue

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from curate.synth.colors import AFTER, BEFORE, GROUNDS, INKS, RGB, luminance, mixed, ratio, readable
+from curate.synth.colors import BEFORE, GROUNDS, INKS, RGB, luminance, mixed, ratio, readable
 from curate.synth.fonts import Face
 from curate.synth.spec import Page, Unfit, ems, hexed
 
@@ -43,6 +43,8 @@ def plain(page: Page) -> None:
     ground = draw.pick(GROUNDS)
     other = mixed(ground, draw.pick((WHITE, BLACK)), draw.real(0.06, 0.16))
     kind = draw.weighted((("solid", 0.5), ("gradient", 0.25), ("paper", 0.25)))
+    if not readable(INKS, (luminance(ground), luminance(other))):
+        other = ground  # a middling green towards white: nothing is readable on all of it
     page.ground = {"kind": kind, "c": hexed(ground), "c2": hexed(other), "way": draw.pick("vhd")}
     inks = readable(INKS, (luminance(ground), luminance(other)))
     ink = draw.pick(inks)
@@ -592,4 +594,3 @@ LAYOUTS: dict[str, list[tuple[Callable[[Page], None], float]]] = {
         (neon, 0.06),
     ],
 }  # fmt: skip
-assert AFTER < BEFORE

@@ -1,7 +1,8 @@
 """Photographs that text is put on: kept rows of a store without text, pictures of a folder, or installed samples.
 
-All of them are written, upright and scaled down, into one file beside the shards, `photographs.parquet`: a spec is
-rendered again from it when the store has gone. No mirror image is ever used: a photograph may show text after all.
+All of them are written, upright and scaled down, into one Arrow file beside the shards: a spec is rendered again from it
+when the store has gone, and workers map it into memory together. No mirror image is ever used: a photograph may show
+text after all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from curate.errors import UsageError
@@ -77,7 +77,11 @@ class Photographs:
     """The photographs of one file, read when they are asked for; the last few stay decoded."""
 
     def __init__(self, path: Path | None) -> None:
-        table = pq.read_table(path, schema=SCHEMA) if path and path.exists() else SCHEMA.empty_table()
+        self.path = path
+        table = SCHEMA.empty_table()
+        if path and path.exists():
+            with pa.memory_map(str(path)) as file:
+                table = pa.ipc.open_file(file).read_all()
         self._jpegs = table["jpeg"]
         rows = table.drop_columns(["jpeg"]).to_pylist()
         self.items = tuple(
@@ -120,7 +124,8 @@ def collect(source: str, path: Path, side_px: int, most: int) -> int:
         if len(rows) == most:
             break
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
     if source and not rows:
         raise UsageError(
             f"--backgrounds {source}: no picture fits (kept, no text, shorter side at least {side_px} px); "

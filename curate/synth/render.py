@@ -94,14 +94,13 @@ def encode(rgb: Bytes, quality: int) -> bytes:
     return bytes(data)
 
 
-def clean(text: str, face: Face, px: int) -> Bytes:
+def clean(text: str, face: Face, px: int) -> Rendered:
     """The text black on white, flat, in one row: what OCR is compared with."""
     pad = px // 2
     sheet = _sheet(np.full((px + 2 * pad, round(1.1 * px * len(text)) + 2 * pad, 3), 255, np.uint8), False)
     line = {"t": text, "f": face.id, "s": px, "c": "101010", "at": [pad, pad + px // 2], "d": "h", "al": "l"}
     _line(sheet, line, face, None)
-    right = math.ceil(float(sheet.lines[0][:, 0].max())) + pad
-    return sheet.rgb[:, :right]
+    return Rendered(sheet.rgb, sheet.ink, sheet.glyphs, sheet.lines, sheet.overlap)
 
 
 def _sheet(rgb: Bytes, trace: bool) -> _Sheet:

@@ -38,15 +38,21 @@ Spec = dict[str, Any]
 class Synth:
     """The section [synth] of a recipe."""
 
+    backgrounds: str = knob("", "store or folder with photographs; empty: those of installed packages, if there are any")
+    photographs: int = knob(1000, "photographs taken from it, at most", at_least=0)
+    fonts: str = knob("", "folder of font files, beside those that fontconfig finds")
+    system_fonts: bool = knob(True, "whether fontconfig's fonts are used")
+    lexicon: str = knob("jieba", "jieba, wordfreq, a lexicon that was saved, or a corpus: counted words or running text")
+    words: int = knob(50_000, "words of the lexicon, the most frequent ones", at_least=1)
+    block: str = knob("", "file of further entries that no word may hold, one a line")
+    quarantine: str = knob("", "quarantine.json of an earlier run: what OCR could not read is not drawn again")
     sizes: str = knob("512x512", "sizes of the pictures, px, drawn alike: e.g. 512x512 448x576 576x448")
     pure: float = knob(0.35, "weight of the tier of text on a plain ground", at_least=0.0)
     composed: float = knob(0.35, "weight of the tier of text on photographs", at_least=0.0)
     structured: float = knob(0.3, "weight of the tier of posters, signs, couplets, lists, notices", at_least=0.0)
     english: float = knob(0.12, "share of lines with English words or figures, 0..1", at_least=0.0)
-    photographs: int = knob(1000, "photographs taken from the store or folder, at most", at_least=0)
-    quality: int = knob(92, "JPEG quality of the pictures, 1..100", at_least=1)
+    quality: int = knob(92, "JPEG quality of the pictures, 1..100; each varies a little around it", at_least=1)
     rows_per_shard: int = knob(1000, "rows of a shard", at_least=1)
-    recaption: float = knob(0.0, "share of composed samples that the captioner words, 0..1", at_least=0.0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def draw_spec(world: World, seed: int, index: int, attempt: int = 0) -> Spec:
     if page.plane:
         spec["plane"] = page.plane
     spec["say"] = page.say | {"zh": draw.whole(0, 999), "en": draw.whole(0, 999), "coin": int(draw.chance(0.5))}
-    spec["refused"] = page.refused
+    spec |= {"refused": page.refused, "rare": page.words.turns}
     blur = draw.whole(3, 6) if draw.chance(0.3) else 0
     quality = min(100, max(1, world.synth.quality + draw.whole(-4, 3)))
     spec["finish"] = [draw.whole(0, 6), draw.whole(0, 511), draw.whole(0, 511), blur, quality]

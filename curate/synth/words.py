@@ -142,7 +142,7 @@ class Words:
         self.lexicon = lexicon
         self.draw = draw
         self._turn = Draw("turn", seed).whole(0, len(FLOOR) - 1) + index
-        self._turns = 0
+        self.turns = 0
 
     def word(self, limit: int) -> str:
         """A word of at most `limit` characters: 5 in 8 by the square root of its frequency, 3 in 8 uniform."""
@@ -159,8 +159,8 @@ class Words:
     def rare(self, limit: int) -> str:
         """A word that holds the character whose turn it is, or the bare character when none is short enough."""
         # 2,521 has no factor in common with the 6,763 characters: the steps of every index visit each of them once.
-        character = FLOOR[(2521 * self._turn + 1693 * self._turns) % len(FLOOR)]
-        self._turns += 1
+        character = FLOOR[(2521 * self._turn + 1693 * self.turns) % len(FLOOR)]
+        self.turns += 1
         numbers = self.lexicon.holding.get(character, ())
         fitting = [number for number in numbers if len(self.lexicon.words[number]) <= limit]
         return self.lexicon.words[self.draw.pick(fitting)] if fitting else character
