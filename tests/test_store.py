@@ -486,10 +486,14 @@ def test_embeddings_stay_in_the_parts_and_are_read_from_them() -> None:
     assert not indexed(pa.list_(pa.float16()))
 
 
-def test_cells_come_from_the_parts_of_the_active_version(finished_once: Path) -> None:
-    store = Store(finished_once)
+def test_cells_come_from_the_parts_of_the_active_version(finished_store: Path) -> None:
+    store = Store(finished_store)
     tables = list(store.cells("size", ["width"]))
     assert [t.column_names for t in tables] == [["shard", "row", "error", "width"]] * 3
-    have = [cell for t in tables for cell in zip(t["shard"].to_pylist(), t["row"].to_pylist(), t["width"].to_pylist())]
+    have = [
+        cell
+        for t in tables
+        for cell in zip(t["shard"].to_pylist(), t["row"].to_pylist(), t["width"].to_pylist(), strict=True)
+    ]
     assert sorted(have) == store.rows("SELECT shard, row, width FROM wide_cells WHERE _done_size ORDER BY shard, row")
     assert list(store.cells("dedup")) == []
