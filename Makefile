@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-gpu docs clean
+.PHONY: help demo test check bench bench-gpu synth docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ demo: $(VENV)/.core ## sample shards, the main job, the report: at most 3 minute
 	@$(BIN)/curate demo demo
 
 test: $(VENV)/.dev ## install what the tests need and run them all
-	@deploy/apt.sh --optional fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
+	@deploy/apt.sh --optional fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
 	@$(BIN)/python -m pytest
 
 check: $(VENV)/.dev ## format, lint, types and tests
@@ -30,6 +30,10 @@ bench: $(VENV)/.dev ## run the benchmarks of this machine and append the figures
 
 bench-gpu: $(VENV)/.dev ## the benchmarks that need a GPU
 	$(BIN)/python -m benchmarks.cogvlm
+
+synth: $(VENV)/.dev ## 2,000 pictures of rendered Chinese text and their report, in ./synth
+	@deploy/apt.sh fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"rendered text"
+	@$(BIN)/curate synth -o synth -n 2000
 
 docs: $(VENV)/.core ## write the generated pages of docs/ anew
 	$(BIN)/python -m curate.docs

@@ -13,6 +13,7 @@ import typer
 
 from curate.errors import CurateError, UsageError
 from curate.rate.cli import campaign_app, ratings_app, users_app
+from curate.synth.command import synth_app
 
 app = typer.Typer(
     name="curate",
@@ -29,6 +30,7 @@ app.add_typer(campaign_app, name="campaign")
 app.add_typer(ratings_app, name="ratings")
 models_app = typer.Typer(help="Weights: what there is, fetch it, check a recipe's.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(synth_app, name="synth")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")]
 StoreAt = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// URI of the store.")]
