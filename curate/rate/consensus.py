@@ -96,6 +96,8 @@ def fit_model(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLike) -
     """Fit the ordinal model to votes: `image` and `rater` number images and raters from 0, `tier` is 1..5."""
     i, j, k = (np.asarray(a, np.int64) for a in (image, rater, tier))
     images, raters = int(i.max(initial=-1)) + 1, int(j.max(initial=-1)) + 1
+    if not images:
+        return Model(np.zeros((0, 5)), np.zeros(0), np.zeros(0))
     counts = np.zeros((images, 5))
     np.add.at(counts, (i, k - 1), 1.0)
     posterior = _normalised(np.log(counts + 0.3))
@@ -103,7 +105,7 @@ def fit_model(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLike) -
     grid = np.log(np.maximum(_reports(SEVERITIES[:, None], NOISES[None, :]), 1e-9))  # (B, S, true, reported)
     prior = -0.5 * SEVERITIES[:, None] ** 2 - 0.5 * ((np.log(NOISES[None, :]) - np.log(0.6)) / 0.7) ** 2
     for _ in range(ROUNDS):
-        share = posterior.mean(axis=0) if images else np.full(5, 0.2)
+        share = posterior.mean(axis=0)
         # M step: what each rater reported against what the images are now thought to be, (J, true, reported).
         table = np.zeros((raters, 5, 5))
         for true in range(5):

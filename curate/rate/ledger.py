@@ -193,6 +193,14 @@ class Ledger:
                 self._readers.append(db)
         return db
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own that sees one state of the ledger: for what reads long, from any thread."""
+        with contextlib.closing(_open(self.path)) as db:
+            db.execute("PRAGMA query_only = ON")
+            db.execute("BEGIN")
+            yield db
+
     def submit(self, change: Callable[[sqlite3.Connection], Answer]) -> Future[Answer]:
         """Queue a change; the future has its answer once it is on the disk, or what it raised and then left undone."""
         future: Future[Answer] = Future()

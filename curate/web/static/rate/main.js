@@ -365,7 +365,10 @@ function showLast() {
 function showProgress() {
   const { images, done, mine } = progress;
   at("fill").style.width = `${images ? (100 * done) / images : 0}%`;
-  at("progress").textContent = t("rate.progress", { done: number(done), images: number(images), mine: number(mine) });
+  at("progress").replaceChildren(
+    make("span", "long", t("rate.progress", { done: number(done), images: number(images), mine: number(mine) })),
+    make("span", "short", `${number(done)} / ${number(images)}`),
+  );
   const streak = Math.max(config.streak, today > 0 ? 1 : 0);
   at("habit").textContent = t("rate.today", { n: number(today) }) + (streak > 1 ? ` · ${t("rate.streak", { n: streak })}` : "");
 }

@@ -35,7 +35,7 @@ export class Viewer {
     img.className = "shown";
     img.alt = alt;
     img.draggable = false;
-    img.style.transform = "";
+    this.#place();
     if (img.parentNode !== this.stage) this.stage.prepend(img);
     if (before && before !== img) before.remove();
     this.onchange();
@@ -103,7 +103,9 @@ export class Viewer {
 
   // How large the fitted picture is, CSS px; never larger than its own pixels.
   #box() {
-    const { clientWidth, clientHeight } = this.stage;
+    const edge = this.stage.clientWidth > 700 ? 40 : 0;
+    const clientWidth = this.stage.clientWidth - edge;
+    const clientHeight = this.stage.clientHeight - edge;
     const own = { width: this.task.width / devicePixelRatio, height: this.task.height / devicePixelRatio };
     const by = Math.min(clientWidth / own.width, clientHeight / own.height, Math.max(1, devicePixelRatio));
     return { width: own.width * by, height: own.height * by };
@@ -111,16 +113,18 @@ export class Viewer {
 
   #place() {
     if (!this.img) return;
+    const fit = this.#box();
+    this.img.style.width = `${fit.width}px`;
+    this.img.style.height = `${fit.height}px`;
     if (!this.scale) {
       this.img.style.transform = "";
       this.stage.classList.remove("zoomed");
       return;
     }
-    const box = this.#box();
     const by = this.scale / this.fitted;
     const slack = {
-      x: Math.max(0, (box.width * by - this.stage.clientWidth) / 2),
-      y: Math.max(0, (box.height * by - this.stage.clientHeight) / 2),
+      x: Math.max(0, (fit.width * by - this.stage.clientWidth) / 2),
+      y: Math.max(0, (fit.height * by - this.stage.clientHeight) / 2),
     };
     this.x = Math.min(Math.max(this.x, -slack.x), slack.x);
     this.y = Math.min(Math.max(this.y, -slack.y), slack.y);
