@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHAIN = len(REASONS)
 SELF = CHAIN + 1
 BLOCK = 1 << 16
+MOST_GAIN = 1.5  # of brightness
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,18 @@ class Grouped:
 
 
 def same_colors(rows: Rows, a: Ints, b: Ints, turn: npt.NDArray[Any], most: float) -> npt.NDArray[np.bool_]:
-    """Whether the looks of `a[i]` and of `b[i]`, turned, differ by at most `most` of 255 in the mean."""
+    """Whether the looks of `a[i]` and of `b[i]`, turned, differ by at most `most` of 255 in the mean.
+
+    A copy may be brighter or darker as a whole: `b` is multiplied by what brings it nearest to `a`, within MOST_GAIN.
+    """
     near = np.zeros(len(a), np.bool_)
     for kind in np.unique(turn):
         at = np.flatnonzero(turn == kind)
-        one, other = rows.look[a[at]], turn_looks(rows.look[b[at]], int(kind))
-        near[at] = np.abs(one.astype(np.int16) - other).mean(axis=(1, 2, 3)) <= most
+        one = rows.look[a[at]].reshape(-1, 27).astype(np.float32)
+        other = turn_looks(rows.look[b[at]], int(kind)).reshape(-1, 27).astype(np.float32)
+        gain = (one * other).sum(axis=1) / np.maximum((other * other).sum(axis=1), 1.0)
+        gain = np.clip(gain, 1 / MOST_GAIN, MOST_GAIN)[:, None]
+        near[at] = np.abs(one - other * gain).mean(axis=1) <= most
     return near
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -84,21 +84,19 @@ def read(store: Store, where: str, prefer: Sequence[str], captions: bool, embedd
     if "pixels_hash" not in known:
         raise CurateError(f"{store.uri}: scored by an older version; run its recipe again")
     orders = [_direction(text) for text in prefer or _present(known)]
-    vector = embeddings and "embedding" in known
     columns = [
         "shard", "row", "coalesce(pdq_quality, 0)::INTEGER AS quality", "pdq IS NOT NULL AS hashed",
         *(f"coalesce(unhex({sql}), unhex(repeat('00', {width}))) AS {name}" for name, sql, width in BLOBS),
         *(f"TRY_CAST(({sql}\n) AS DOUBLE) AS prefer_{i}" for i, (sql, _) in enumerate(orders)),
         f"{'caption_raw' if captions else 'NULL::VARCHAR'} AS caption",
-        *(["embedding::FLOAT[] AS embedding"] if vector else []),
     ]  # fmt: skip
     text = f"SELECT {', '.join(columns)} FROM {source} WHERE sha256 IS NOT NULL AND ({where or 'TRUE'}\n)"
     try:
-        reader = db.execute(text).to_arrow_reader(BATCH)
-        batches, vectors = _batches(reader, vector)
+        table = db.execute(text).to_arrow_reader(BATCH).read_all()
     except duckdb.Error as why:
         raise UsageError(f"--where or --prefer: {first_line(why)}") from None
-    return _rows(pa.Table.from_batches(batches[0], batches[1]), orders, vectors)
+    rows = _rows(table, orders)
+    return replace(rows, embeddings=_embeddings(store, rows)) if embeddings else rows
 
 
 def _present(known: dict[str, str]) -> list[str]:
@@ -120,45 +118,50 @@ def _has_consensus(db: duckdb.DuckDBPyConnection) -> bool:
     return len(found) == 2
 
 
-def _batches(
-    reader: pa.RecordBatchReader, vector: bool
-) -> tuple[tuple[list[pa.RecordBatch], pa.Schema], tuple[Any, Ints] | None]:
-    """All batches, without the embeddings, which go to disk in half precision as they come."""
-    schema = reader.schema
-    at = schema.get_field_index("embedding")
-    batches, counts, width = [], [], 0
-    file = tempfile.TemporaryFile() if vector else None  # noqa: SIM115  lives as long as the array over it
-    for batch in reader:
-        if file is not None:
-            vectors = batch.column(at)
-            have = np.asarray(vectors.is_valid())
-            flat = vectors.drop_null().flatten().to_numpy(zero_copy_only=False)
-            if have.any():
-                matrix = _unit(flat, int(have.sum()), width)
-                width = matrix.shape[1]
-                file.write(matrix.astype(np.float16).data)
-            counts.append(have)
-            batch = batch.remove_column(at)
-        batches.append(batch)
-    if file is None:
-        return (batches, schema), None
-    file.flush()
-    have = np.concatenate(counts) if counts else np.zeros(0, np.bool_)
-    of = np.where(have, np.cumsum(have) - 1, -1).astype(np.int64)
-    total = int(have.sum())
-    matrix = np.memmap(file, np.float16, "r", shape=(total, width)) if total else np.zeros((0, 1), np.float16)
-    return (batches, schema.remove(at)), (matrix, of)
+def _embeddings(store: Store, rows: Rows) -> Embeddings | None:
+    """The embeddings of the active version of operator `embed`, from its parts, in half precision on disk."""
+    names = rows.shard.cast(pa.string()).combine_chunks()
+    stretches = _stretches(names)
+    of = np.full(len(rows), -1)
+    width = total = 0
+    with tempfile.TemporaryFile() as file:  # the mapping outlives it
+        for table in store.cells("embed", ["embedding"]):
+            first, stop = stretches.get(table["shard"][0].as_py() if len(table) else "", (0, 0))
+            table = table.filter(pc.is_valid(table["embedding"]))
+            wanted = table["row"].to_numpy()
+            at = first + np.searchsorted(rows.row[first:stop], wanted)
+            here = at < stop
+            here[here] = rows.row[at[here]] == wanted[here]
+            if here.any():
+                flat = table["embedding"].filter(pa.array(here)).combine_chunks().flatten()
+                vectors = _unit(flat.to_numpy(zero_copy_only=False), int(here.sum()), width)
+                width = vectors.shape[1]
+                of[at[here]] = total + np.arange(len(vectors))
+                total += len(vectors)
+                file.write(vectors.astype(np.float16).data)
+        file.flush()
+        return Embeddings(np.memmap(file, np.float16, "r", shape=(total, width)), of) if total else None
 
 
-def _unit(flat: npt.NDArray[np.float32], rows: int, width: int) -> npt.NDArray[np.float32]:
+def _stretches(shards: pa.Array) -> dict[str, tuple[int, int]]:
+    """Where each shard's rows begin and end."""
+    if not len(shards):
+        return {}
+    ends = pc.run_end_encode(shards)
+    stops = ends.run_ends.to_numpy().tolist()
+    return dict(zip(ends.values.to_pylist(), zip([0, *stops], stops, strict=False), strict=True))
+
+
+def _unit(flat: npt.NDArray[Any], rows: int, width: int) -> npt.NDArray[np.float32]:
+    """The vectors of one shard at unit length, (rows, d)."""
     if len(flat) % rows or (width and len(flat) != rows * width) or not len(flat):
         raise CurateError("the embeddings of the store have different lengths; make them with one model")
-    matrix = np.nan_to_num(flat.reshape(rows, -1), nan=0.0, posinf=0.0, neginf=0.0)
+    matrix = np.nan_to_num(flat.reshape(rows, -1).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     unit: npt.NDArray[np.float32] = matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
     return unit
 
 
-def _rows(table: pa.Table, orders: list[tuple[str, float]], vectors: tuple[Any, Ints] | None) -> Rows:
+def _rows(table: pa.Table, orders: list[tuple[str, float]]) -> Rows:
     shard = table["shard"].combine_chunks().dictionary_encode()
     names = np.array(shard.dictionary.to_pylist(), dtype=object)
     places = np.empty(len(names), np.int64)
@@ -169,9 +172,6 @@ def _rows(table: pa.Table, orders: list[tuple[str, float]], vectors: tuple[Any, 
     taken = pa.array(order)
     blobs = {name: _fixed(table[name], width)[order] for name, _, width in BLOBS}
     prefer = [sign * table[f"prefer_{i}"].to_numpy()[order] for i, (_, sign) in enumerate(orders)]
-    embeddings = None
-    if vectors is not None and len(vectors[0]):
-        embeddings = Embeddings(vectors[0], vectors[1][order])
     return Rows(
         pa.chunked_array([shard]).take(taken),
         row[order],
@@ -184,7 +184,7 @@ def _rows(table: pa.Table, orders: list[tuple[str, float]], vectors: tuple[Any, 
         table["quality"].to_numpy()[order].astype(np.int32),
         np.nan_to_num(np.array(prefer).reshape(len(orders), -1), nan=np.inf),
         table["caption"].take(taken),
-        embeddings,
+        None,
     )
 
 

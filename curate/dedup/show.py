@@ -16,7 +16,7 @@ from curate.dedup.forest import REASONS
 from curate.errors import CurateError, UsageError
 from curate.store import Store
 from curate.store.parts import Version, read_table
-from curate.table import clean, cut
+from curate.table import clean
 
 LISTED = 8  # of the largest groups
 MEMBERS = 40  # of one group
@@ -90,15 +90,19 @@ def _members(store: Store, group: str, row_id: str, console: Console) -> None:
         "caption_raw FROM samples WHERE dedup_group = $1 ORDER BY NOT dedup_keep, row_id LIMIT $2", [group, MEMBERS + 1]
     )  # fmt: skip
     table = Table(box=None, pad_edge=False)
-    for name in ("row", "kept", "copy by", "bits", "size", "format", "kB", "aesthetic", "caption"):
-        table.add_column(name, justify="right" if name in ("bits", "kB", "aesthetic") else "left")
+    for name in ("row", "copy by", "bits", "size", "kB", "aesthetic"):
+        table.add_column(name, justify="right" if name in ("bits", "kB", "aesthetic") else "left", no_wrap=True)
+    table.add_column("caption", no_wrap=True, overflow="ellipsis")
     for id, keep, reason, turn, bits, width, height, format, size, aesthetic, caption in rows[:MEMBERS]:
         table.add_row(
-            f"{id}{' <' if id == row_id else ''}", "yes" if keep else "", " ".join(filter(None, (reason, turn))),
-            "" if bits is None or keep else str(bits), f"{width} x {height}" if width else "", format or "",
-            f"{(size or 0) / 1000:.0f}", "" if aesthetic is None else f"{aesthetic:.2f}",
-            cut(clean(caption or ""), 30),
-        )  # fmt: skip
+            f"{id}{' <' if id == row_id else ''}",
+            "kept" if keep else " ".join(filter(None, (reason, turn))),
+            "" if bits is None or keep else str(bits),
+            f"{width} x {height} {format}" if width else "",
+            f"{(size or 0) / 1000:.0f}",
+            "" if aesthetic is None else f"{aesthetic:.2f}",
+            clean(caption or ""),
+        )
     console.print(table)
     if len(rows) > MEMBERS:
         console.print(f"and more: curate sql {store.uri} \"select * from samples where dedup_group = '{group}'\"")
