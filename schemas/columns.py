@@ -156,6 +156,11 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("balance_weight", REAL, "expected uses of the row in an epoch; 0 when it is not kept"),
         Column("balance_keep", BOOL, "whether a draw keyed by seed and row_id keeps it; null when not to be balanced"),
     ),
+    "predicted": (
+        Column("predicted_tier", INT, "tier 1..5 that people would give, learned from their ratings (`curate fit`)"),
+        Column("predicted_score", REAL, "expected tier, 1..5: the mean of the model's distribution over tiers"),
+        Column("predicted_keep", REAL, "calibrated probability of a tier that is kept (>= keep_tier of the fit), 0..1"),
+    ),
     "loss": (
         Column("train_loss", REAL, "error of the trained model, mean of 8 timesteps; raw caption, else synthetic"),
         Column("train_loss_raw", REAL, "the same under the raw caption"),
@@ -169,7 +174,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
 }
 
 # Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
-DERIVED: tuple[str, ...] = ("dedup", "balance", "loss")
+DERIVED: tuple[str, ...] = ("dedup", "balance", "predicted", "loss")
 
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (

@@ -266,7 +266,7 @@ def _chosen(
     columns = {row[0]: row[1] for row in db.execute("DESCRIBE samples").fetchall()}
     order, parameters = _order(db, ledger, plan, columns)
     limit = f"LIMIT {plan.size}" if plan.size else ""
-    group = "duplicate_group" if "duplicate_group" in columns else "NULL"
+    group = "CASE WHEN dedup_size > 1 THEN dedup_group END" if "dedup_group" in columns else "NULL"
     rows = db.execute(
         f"""
         WITH images AS (
