@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.text import Text
 
 from curate.errors import CurateError, UsageError, nearest
-from curate.recipe import Recipe
+from curate.recipe import HEADS, Recipe
 
 TABLE = Path(__file__).with_name("models.toml")
 PIECE = 1 << 20
@@ -51,6 +51,7 @@ class Model:
     restriction: str = ""
     file: str = ""
     tokenizer: str = ""
+    architecture: str = ""
     convert: bool = False
 
     @property
@@ -114,6 +115,12 @@ def needed(recipe: Recipe) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if recipe.faces.engine == "yunet":
         found.append(("faces.weights", recipe.faces.weights))
+    if recipe.embed.engine == "open_clip":
+        found.append(("embed.weights", recipe.embed.weights))
+    if recipe.aesthetic.engine in HEADS:
+        found.append(("aesthetic.weights", recipe.aesthetic.weights))
+    if recipe.aesthetic.engine == "siglip-v2.5":
+        found.append(("aesthetic.backbone", recipe.aesthetic.backbone))
     if recipe.caption.engine == "cogvlm":
         found.append(("caption.weights", recipe.caption.weights))
         if tokenizer := tokenizer_of(recipe):

@@ -205,8 +205,8 @@ def _embed_facts(recipe: Recipe) -> dict[str, Any]:
     weights, model = models.locate("embed.weights", keys.weights), models.known().get(keys.weights)
     if model and model.architecture and not embedder.quick_gelu(keys.architecture):
         raise UsageError(
-            f"embed.architecture = {keys.architecture!r}: {model.name} was trained with QuickGELU, and embeddings would "
-            f"silently be off; use {model.architecture}"
+            f"embed.architecture = {keys.architecture!r}: {model.name} was trained with QuickGELU, and without it "
+            f"embeddings are silently off; use {model.architecture}"
         )
     return {
         "version": embedder.VERSION,

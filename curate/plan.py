@@ -16,7 +16,7 @@ from curate import policy
 from curate.recipe import Recipe
 from curate.store.files import Files
 from curate.store.parts import Version, fingerprint
-from schemas.columns import OPERATORS
+from schemas.columns import OPERATORS, indexed
 from workers.sample import Sample
 
 Worker = Callable[[Sequence[Sample]], list[dict[str, Any]]]
@@ -91,6 +91,8 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
     fields = {field.name: field for field in input_schema}
     for operator in operators[1:]:
         for column in OPERATORS[operator.name]:
+            if not indexed(column.type):
+                continue  # DuckDB cannot read it, so no predicate may
             writer[column.name] = index[operator.name]
             fields[column.name] = pa.field(column.name, column.type)
     versions: list[Version] = []

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -72,8 +72,23 @@ class Photometry:
 
 
 @dataclass(frozen=True)
+class Embed:
+    engine: str = knob("none", "open_clip: embeddings, concepts, caption similarity; none", ("open_clip", "none"))
+    weights: str = knob("clip-vit-l-14", "model of `curate models list`, a weights file, or a folder of open_clip")
+    architecture: str = knob("ViT-L-14-quickgelu", "open_clip's name, or a .json in its form, for a weights file")
+    dtype: str = knob("bfloat16", "of the model; float32 on a CPU is faster", ("bfloat16", "float16", "float32"))
+    concepts: str = knob("concepts.v1", "shipped taxonomy or .toml file; empty: no concepts")
+    similarity: bool = knob(True, "compare captions with the picture (text tower)")
+
+
+@dataclass(frozen=True)
 class Aesthetic:
-    engine: str = knob("photometric", "photometric: classical baseline; none: not scored", ("photometric", "none"))
+    engine: str = knob(
+        "photometric", "photometric: classical baseline; laion-v1, laion-v2: heads on [embed]; siglip-v2.5; none",
+        ("photometric", "laion-v1", "laion-v2", "siglip-v2.5", "none"),
+    )  # fmt: skip
+    weights: str = knob("", "the head: model of `curate models list` or file; empty: the engine's own")
+    backbone: str = knob("siglip-so400m", "model of the list, or folder (siglip-v2.5)")
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,13 @@ class Translate:
     )  # fmt: skip
 
 
+HEADS = {
+    "laion-v1": "laion-aesthetic-v1",
+    "laion-v2": "laion-aesthetic-v2",
+    "siglip-v2.5": "siglip-aesthetic-v2.5",
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One run, resolved. `policy` holds (name, predicate) in the order in which they judge."""
@@ -134,6 +156,7 @@ class Recipe:
     decode: Decode = Decode()
     sharpness: Sharpness = Sharpness()
     photometry: Photometry = Photometry()
+    embed: Embed = Embed()
     aesthetic: Aesthetic = Aesthetic()
     faces: Faces = Faces()
     ocr: Ocr = Ocr()
@@ -146,6 +169,8 @@ class Recipe:
         if self.translate.engine == "auto":
             fitting = "facts" if self.caption.engine == "facts" else "none"
             object.__setattr__(self, "translate", Translate(engine=fitting))
+        if self.aesthetic.engine in HEADS and not self.aesthetic.weights:
+            object.__setattr__(self, "aesthetic", replace(self.aesthetic, weights=HEADS[self.aesthetic.engine]))
 
 
 SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name != "policy"}
@@ -187,6 +212,10 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
     for key, value in (("input.uri", recipe.input.uri), ("store.uri", recipe.store.uri)):
         if not value:
             raise UsageError(f"{where}: {key} is missing; set it in the file or with --set {key}=PATH")
+    if recipe.aesthetic.engine in ("laion-v1", "laion-v2") and recipe.embed.engine == "none":
+        raise UsageError(
+            f"{where}: aesthetic.engine={recipe.aesthetic.engine!r} scores the embedding; set embed.engine='open_clip'"
+        )
     if recipe.translate.engine == "facts" and recipe.caption.engine != "facts":
         raise UsageError(
             f"{where}: translate.engine='facts' only translates captions of caption.engine='facts', "

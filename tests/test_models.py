@@ -16,7 +16,7 @@ from hub_server import COMMIT, Hub, serving
 
 from curate import models
 from curate.errors import CurateError, UsageError
-from curate.recipe import Recipe, from_tables
+from curate.recipe import SECTIONS, Recipe, from_tables
 
 WEIGHTS = bytes(range(256)) * 64
 ENTRY = f"""
@@ -256,8 +256,11 @@ def test_a_name_for_another_key_a_wrong_name_and_none_are_refused(tmp_path: Path
 
 
 def test_every_entry_of_the_table_names_a_recipe_key_and_can_be_printed() -> None:
+    keys = {f"{name}.{key}" for name, section in SECTIONS.items() for key in section.__dataclass_fields__}
+    later = {"translate.weights"}
     for model in models.table().values():
         assert model.licence
+        assert set(model.operators) <= keys | later, model.name
         assert all(len(sha) in (0, 64) for sha in model.files.values())
         assert not model.revision or re.fullmatch(r"[0-9a-f]{40}", model.revision)
         assert model.tokenizer in ("", *models.table())
