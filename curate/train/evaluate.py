@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         ("tier", pa.int32()),
     ]
 )
-CAPTIONS = ("caption_raw", "captions_en", "captions_zh")
+CAPTIONS = ("captions_raw", "captions_en", "captions_zh")
 SEED = 20240706  # of the noises: part of the definition of the measure and no setting
 
 
@@ -94,11 +94,8 @@ def splits(mix: str) -> list[str]:
 
 
 def captions_of(item: Mapping[str, Any]) -> dict[str, str]:
-    """The captions of a row by kind: the raw one and the first synthetic one of each language."""
-    found = {"raw": item["caption_raw"]} | {
-        kind: next(iter(item[f"captions_{kind}"] or ()), None) for kind in ("en", "zh")
-    }
-    return {kind: str(text) for kind, text in found.items() if text}
+    """The captions of a row by kind: the first raw one, and the first synthetic one of each language."""
+    return {kind: str(item[f"captions_{kind}"][0]) for kind in KINDS[:3] if item[f"captions_{kind}"]}
 
 
 def measure(

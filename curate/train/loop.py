@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from curate.errors import CurateError
+from curate.errors import CurateError, UsageError
 from curate.mix import MixDataset
 from curate.train import checkpoint, models, recipe, schedule, text
 from curate.train.checkpoint import State
@@ -44,30 +44,16 @@ def train(
     """
     import torch
 
-    folder = wanted.folder
+    # Models and state: the UNet learns, the others are frozen; from the newest checkpoint, if there is one.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = wanted.model.precision != "float32"
-
-    # Models: the UNet learns, the others are frozen.
-    unet = prepare_unet(wanted, base).to(place.device)
-    tools = load_tools(wanted, base, place)
-    params = models.trainable(unet)
-    ema = {name: p.detach().clone() for name, p in params.items()} if wanted.train.ema else {}
-    optimizer = torch.optim.AdamW(
-        params.values(), lr=0.0, betas=(0.9, wanted.train.beta2), weight_decay=wanted.train.weight_decay,
-        fused=place.device.type == "cuda",
-    )  # fmt: skip
-    model = distributed(unet, wanted, place)
-
-    # State: from the newest checkpoint, which must be of this recipe, this model and this data.
-    facts = {
-        "recipe": recipe.fingerprint(wanted),
-        "base": models.identity(base),
-        "data": " ".join(str(MixDataset(mix, decode=False).manifest_hash) for mix in mixes),
-    }
-    state = State(0, params, ema, optimizer)
+    folder = wanted.folder
+    facts = facts_of(wanted, mixes, base)
+    unet, state, tools = assemble(wanted, base, place)
+    params, ema, optimizer = state.params, state.ema, state.optimizer
     saved = checkpoint.checkpoints(folder / "checkpoints")
     if saved:
         checkpoint.load(saved[-1], state, facts)
+    model = distributed(unet, wanted, place)
     writes = place.rank == 0
     log = Log(folder, folder.name, state.step, wanted.steps, writes, wanted.log.tensorboard, console)
     if saved:
@@ -141,6 +127,39 @@ def train(
                     if writes:
                         checkpoint.save(folder / "checkpoints", state, facts, wanted.checkpoint.keep)
             began += phase.steps
+    return unet, state, tools
+
+
+def facts_of(wanted: Recipe, mixes: Sequence[str], base: Path) -> dict[str, str]:
+    """What a checkpoint belongs to: a recipe, the models that it began with, and data."""
+    return {
+        "recipe": recipe.fingerprint(wanted),
+        "base": models.identity(base),
+        "data": " ".join(str(MixDataset(mix, decode=False).manifest_hash) for mix in mixes),
+    }
+
+
+def assemble(wanted: Recipe, base: Path, place: Place) -> tuple[UNet2DConditionModel, State, Tools]:
+    """The models on the device, and the state of a run that has not begun."""
+    import torch
+
+    unet = prepare_unet(wanted, base).to(place.device)
+    params = models.trainable(unet)
+    optimizer = torch.optim.AdamW(
+        params.values(), lr=0.0, betas=(0.9, wanted.train.beta2), weight_decay=wanted.train.weight_decay,
+        fused=place.device.type == "cuda",
+    )  # fmt: skip
+    ema = {name: p.detach().clone() for name, p in params.items()} if wanted.train.ema else {}
+    return unet, State(0, params, ema, optimizer), load_tools(wanted, base, place)
+
+
+def restore(wanted: Recipe, base: Path, place: Place) -> tuple[UNet2DConditionModel, State, Tools]:
+    """The models of a run as its newest checkpoint has them; raises UsageError when there is none."""
+    unet, state, tools = assemble(wanted, base, place)
+    saved = checkpoint.checkpoints(wanted.folder / "checkpoints")
+    if not saved:
+        raise UsageError(f"{wanted.folder}: no checkpoint there; train it first")
+    checkpoint.load(saved[-1], state, {"recipe": recipe.fingerprint(wanted), "base": models.identity(base)})
     return unet, state, tools
 
 

@@ -60,6 +60,7 @@ class Train:
     engine: str = knob("local", "local: this process or those of torchrun; ray: Ray Train", ("local", "ray"))
     workers: int = knob(1, "processes that Ray Train starts", at_least=1)
     seed: int = knob(0, "of everything that is drawn", at_least=0)
+    cpu_threads: int = knob(1, "threads of PyTorch on a CPU; sums depend on it, so it is a setting", at_least=1)
     batch: int = knob(16, "rows of one step over all processes", at_least=1)
     micro_batch: int = knob(0, "rows of one forward pass in a process; 0: its whole share", at_least=0)
     lr: float = knob(1e-4, "highest learning rate", at_least=0.0)
@@ -105,6 +106,12 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Compare:
+    seeds: int = knob(1, "runs of each arm, with different seeds", at_least=1)
+    validation: float = knob(0.1, "share of the store's contents that no arm trains on, 0..1", at_least=0.0)
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase; empty text and 0 stand for what its name brings or, for `batch`, `lr` and `mix`, the run's own."""
 
@@ -133,6 +140,7 @@ class Arm:
     ratio: float = knob(1.0, "share of raw captions, 0..1", at_least=0.0)
     languages: str = knob("en=1.0", "languages of synthetic captions, e.g. en=0.5,zh=0.5")
     size_of: str = knob("", "name of another arm: a random subset of its size")
+    against: str = knob("", "names of the arms that it is held against, with commas between")
     text: str = knob("", "store or shards of rendered text that is added")
     text_cap: float = knob(0.1, "largest share of rendered text, 0..1", at_least=0.0)
 
@@ -148,6 +156,7 @@ class Recipe:
     checkpoint: Checkpoint = Checkpoint()
     measure: Measure = Measure()
     log: Log = Log()
+    compare: Compare = Compare()
     phases: tuple[Phase, ...] = (Phase(),)
     arms: tuple[Arm, ...] = ()
 
@@ -169,7 +178,7 @@ class Recipe:
 
 SECTIONS = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.name not in ("phases", "arms")}
 # What may differ when a run goes on: it decides what is written and where, not what is computed.
-FREE = {"output", "checkpoint", "log"}
+FREE = {"output", "checkpoint", "log", "compare"}
 FREE_KEYS = {("data", k) for k in ("store", "mix", "cache", "prefetch", "cache_latents", "cache_text")} | {
     ("train", "engine"), ("train", "workers"), ("train", "micro_batch"), ("train", "max_skipped"), ("model", "compile"),
     ("model", "gradient_checkpointing"),
@@ -264,5 +273,8 @@ def _check(recipe: Recipe, where: str) -> None:
     for arm in recipe.arms:
         if arm.size_of and (arm.size_of == arm.name or arm.size_of not in names):
             refuse(f"arms.{arm.name}.size_of = {arm.size_of!r}{nearest(arm.size_of, set(names) - {arm.name})}")
+        for other in filter(None, (name.strip() for name in arm.against.split(","))):
+            if other not in names:
+                refuse(f"arms.{arm.name}.against: {other!r}{nearest(other, set(names) - {arm.name})}")
         if arm.ratio > 1 or arm.text_cap > 1:
             refuse(f"arms.{arm.name}: ratio and text_cap are shares, 0..1")

@@ -24,16 +24,17 @@ from curate.train.log import read_metrics
 from curate.train.recipe import Recipe
 from curate.train.schedule import Prediction
 
+EVERY_ROW = 1 << 62
 CAPTION_ROWS = 20_000  # rows whose captions teach the tiny tokenizer
 
 
 def run(wanted: Recipe, console: Console) -> None:
     """Train what the recipe describes, here or on Ray."""
-    quiet()
     if wanted.train.engine == "ray":
         launch.on_ray(lambda place: run_one(wanted, place, Console(stderr=True)), wanted.train.workers, wanted.folder)
         return
     with launch.Here() as place:
+        prepare_libraries(wanted)
         if wanted.arms:
             from curate.train import compare
 
@@ -44,7 +45,7 @@ def run(wanted: Recipe, console: Console) -> None:
 
 def run_one(wanted: Recipe, place: Place, console: Console) -> None:
     """One run, whole: raises UsageError for what does not fit, CurateError when training cannot go on."""
-    quiet()
+    prepare_libraries(wanted)
     if finished(wanted.folder) and place.rank == 0:
         console.print(f"{wanted.folder}: finished already", highlight=False)
     if finished(wanted.folder):
@@ -83,7 +84,7 @@ def captions(mixes: list[str]) -> set[str]:
         rows = MixDataset(mix, seed=0, decode=False, crop="center", columns=evaluate.CAPTIONS)
         for number in range(min(rows.steps(0), CAPTION_ROWS)):
             item = rows.batch(0, number)
-            found.update(filter(None, [item["caption_raw"], *item["captions_en"], *item["captions_zh"]]))
+            found.update(text for column in evaluate.CAPTIONS for text in item[column])
     return found
 
 
@@ -95,7 +96,8 @@ def measure_all(wanted: Recipe, mix: str, unet: Any, tools: Tools, place: Place)
     some = [
         probe
         for split in evaluate.splits(mix)
-        for probe in evaluate.probes(mix, split, 1 << 62, phase.buckets, tools, place)
+        for probe in evaluate.probes(mix, split, EVERY_ROW, phase.buckets, tools, place)
+        if probe.item["pool"] != "text"  # rendered text comes from another store
     ]
     return evaluate.measure(
         unet, some, tools, place, name=phase.schedule, prediction=cast(Prediction, wanted.model.prediction),
@@ -166,10 +168,13 @@ def register(wanted: Recipe) -> None:
     open_files(wanted.data.store).replace(f"training/{name}.json", json.dumps(line).encode())
 
 
-def quiet() -> None:
-    """No progress bars and hints of libraries between our lines."""
+def prepare_libraries(wanted: Recipe) -> None:
+    """As many threads as the recipe says, and no progress bars and hints of libraries between our lines."""
     import diffusers
+    import torch
     import transformers
+
+    torch.set_num_threads(wanted.train.cpu_threads)
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
