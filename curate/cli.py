@@ -226,6 +226,44 @@ def dedup(
 
 
 @app.command()
+def balance(
+    store: StoreAt,
+    cap: Annotated[int, typer.Option(help="Rows of a concept at most; 0: shares instead.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Shares go by count ** alpha: 1 as they are, 0 equal.")] = 0.5,
+    target: Annotated[
+        list[str], typer.Option(metavar="CONCEPT=SHARE", help="Share of a concept, e.g. people=0.3; repeatable.")
+    ] = [],  # noqa: B006  Typer reads the default and never changes it
+    rows: Annotated[int, typer.Option(help="Uses in an epoch; 0: one for each row to balance.")] = 0,
+    repeat: Annotated[float, typer.Option(help="Uses of one row in an epoch at most.")] = 2.0,
+    taxonomy: Annotated[str, typer.Option(help="taxonomy.v1, or a .toml file.")] = "taxonomy.v1",
+    engine: Annotated[str, typer.Option(help="auto, keywords, or embedding (CLIP's concept).")] = "auto",
+    least: Annotated[float, typer.Option(help="Probability of CLIP's concept at least; less: keywords.")] = 0.3,
+    where: Annotated[str, typer.Option(metavar="SQL", help="Rows to balance.")] = "keep AND dedup_keep IS NOT FALSE",
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 1,
+    sacrificed: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write every row that was given up.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the columns back, and stop.")] = False,
+) -> None:
+    """Give every row a concept and draw rows so that the concepts are in balance; nothing is deleted."""
+    from curate.balance import Settings, shares_of
+    from curate.balance import balance as draw
+    from curate.balance.show import show, write_sacrificed
+    from curate.store import Store
+    from curate.store.derived import withdraw
+
+    opened = Store(store)
+    opened.require()
+    if undo:
+        typer.echo("taken back" if withdraw(opened.files, "balance") else "nothing to take back")
+        return
+    wanted = Settings(taxonomy, engine, least, cap, alpha, shares_of(target), rows, repeat, where, seed)
+    show(opened, draw(opened, wanted))
+    if sacrificed:
+        typer.echo(f"wrote {write_sacrificed(opened, sacrificed):,} rows to {sacrificed}")
+
+
+@app.command()
 def serve(
     store: StoreAt,
     host: Annotated[
