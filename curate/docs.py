@@ -125,7 +125,7 @@ VIEWS = """\
 | `runs` | a run | `run_id, started, finished, state, rows, kept, dropped, failed, exit_code, recipe, report` |
 | `shards` | an input shard of the last run | `shard, uri, format, error, message` |
 | `policy` | a predicate of the active policy, in the order in which they judge | `position, name, predicate` |
-| `commits` | a part in the index | `path, operator, fingerprint, shard, sequence, rows` |""".splitlines()
+| `commits` | a part in the index | `path, operator, fingerprint, shard, sequence` |""".splitlines()
 
 PAGES = {"columns.md": columns_page, "recipe.md": recipe_page, "errors.md": errors_page}
 
