@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,7 @@ class _Update:
         self.db.execute("RESET threads")
         self.db.execute("BEGIN")
         self._views(run)
+        self._ratings()
         if closing:
             closing(counts(self.db))
             self._runs()
@@ -372,6 +374,15 @@ class _Update:
             self.db.execute("INSERT INTO shard_numbers SELECT shard, number FROM new_shards")
             self.db.unregister("new_shards")
             self.numbers |= new
+
+    def _ratings(self) -> None:
+        """Bring what people said (curate/rate) into the index; a ledger that does not read holds no run back."""
+        from curate.rate.mirror import mirror
+
+        try:
+            mirror(self.db, self.files)
+        except (StoreError, sqlite3.Error) as why:
+            logging.getLogger("curate").warning("ratings left out: %s", why)
 
     def _views(self, run: dict[str, Any]) -> None:
         wide = dict(self._described("wide_cells"))
