@@ -82,14 +82,14 @@ def _alpha(table: Int) -> float | None:
     coincidence = (table * weight[:, None]).T @ table.astype(np.float64)
     coincidence -= np.diag((table * weight[:, None]).sum(axis=0))
     given = coincidence.sum(axis=1)
-    total = given.sum()
+    total = float(given.sum())
     until = np.cumsum(given)
     middle = until - given / 2
     distance = (middle[:, None] - middle[None, :]) ** 2
     expected = float((np.outer(given, given) * distance).sum()) / (total - 1)
     if expected <= 0:
         return None
-    return 1 - float((coincidence * distance).sum()) / expected
+    return 1.0 - float((coincidence * distance).sum()) / expected
 
 
 def kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> Figure:

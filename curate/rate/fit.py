@@ -35,6 +35,7 @@ from schemas.columns import DERIVED, OPERATORS, operator_of
 Real = npt.NDArray[np.float64]
 
 VERSION = 1
+REPORT = "reports/predicted.json"
 FOLDS = 5
 LEAST = 40  # rated images
 LEAST_FILLED = 0.5  # share of the rated images that must have a score for it to be used
@@ -70,9 +71,10 @@ class Features:
             blocks += [z, *(np.where(missing, 0.0, np.maximum(z - bend, 0.0)) for bend in (-0.85, 0.0, 0.85))]
             blocks.append(missing.astype(np.float64))
         if self.axes is not None and self.mean is not None:
-            e = np.zeros((len(values), self.axes.shape[1])) if embeddings is None else (embeddings - self.mean) @ self.axes
-            missing = np.isnan(e).any(axis=1)
-            blocks += [*np.where(missing[:, None], 0.0, e).T, missing.astype(np.float64)]
+            vectors = np.full((len(values), len(self.mean)), np.nan) if embeddings is None else embeddings
+            e = (vectors - self.mean) @ self.axes
+            without = np.isnan(e).any(axis=1)
+            blocks += [*np.where(without[:, None], 0.0, e).T, without.astype(np.float64)]
         return np.stack(blocks, axis=1) if blocks else np.zeros((len(values), 0))
 
 
@@ -121,15 +123,15 @@ def fit(store: Store, ledger: Ledger, *, keep_tier: int = 4, seed: int = 0) -> d
     report["yield"] = _yield(kept, honest, rated.tier, keep_tier)
     predicted = np.asarray(table["predicted_tier"].to_numpy(zero_copy_only=False), np.int64)
     report["predicted"] = np.bincount(predicted, minlength=6)[1:].tolist()
-    store.files.replace("derived/predicted.report.json", json.dumps(report, ensure_ascii=False, indent=1).encode())
+    store.files.replace(REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
 
 
 def last(files: Files) -> dict[str, Any] | None:
     """The report of the last fit."""
-    if not files.exists("derived/predicted.report.json"):
+    if not files.exists(REPORT):
         return None
-    found: dict[str, Any] = json.loads(files.read("derived/predicted.report.json"))
+    found: dict[str, Any] = json.loads(files.read(REPORT))
     return found
 
 
@@ -243,9 +245,7 @@ def _folds(groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     return np.asarray(fold[groups], np.int64)
 
 
-def _cross_validated(
-    x: Real, tier: npt.NDArray[np.int64], fold: npt.NDArray[np.int64]
-) -> tuple[float, Real]:
+def _cross_validated(x: Real, tier: npt.NDArray[np.int64], fold: npt.NDArray[np.int64]) -> tuple[float, Real]:
     """The ridge with the best out-of-fold likelihood, and the out-of-fold scores under it, as log odds of the middle cut."""
     best: tuple[float, float, Real] | None = None
     for ridge in RIDGES:
@@ -287,7 +287,9 @@ def _predict(
                     {
                         "shard": [shard] * len(part),
                         "row": pa.array([r[0] for r in part], pa.int64()),
-                        "predicted_tier": pa.array(np.minimum(1 + (np.cumsum(p, axis=1) < 0.5).sum(axis=1), 5), pa.int32()),
+                        "predicted_tier": pa.array(
+                            np.minimum(1 + (np.cumsum(p, axis=1) < 0.5).sum(axis=1), 5), pa.int32()
+                        ),
                         "predicted_score": pa.array(p @ np.arange(1.0, 6.0), pa.float32()),
                         "predicted_keep": pa.array(p[:, keep_tier - 1 :].sum(axis=1), pa.float32()),
                     }
@@ -303,12 +305,14 @@ def _report(rated: Rated, columns: Sequence[str], p: Real, keep_tier: int, seed:
     chance = np.bincount(tier, minlength=6)[1:] / len(tier)
     own = p[np.arange(len(p)), tier - 1]
     probability = p[:, keep_tier - 1 :].sum(axis=1)
-    bins = []
+    bins: list[dict[str, Any]] = []
     for low in np.arange(0.0, 1.0, 0.1):
         inside = (probability >= low) & (probability < low + 0.1 + (low > 0.85))
         if inside.any():
             said, is_so = float(probability[inside].mean()), agreement.share(int(keep[inside].sum()), int(inside.sum()))
-            bins.append({"said": said, "is": is_so.value, "low": is_so.low, "high": is_so.high, "count": int(inside.sum())})
+            bins.append(
+                {"said": said, "is": is_so.value, "low": is_so.low, "high": is_so.high, "count": int(inside.sum())}
+            )
     error = sum(b["count"] * abs(b["said"] - b["is"]) for b in bins) / len(tier)
     return {
         "images": len(tier),
@@ -354,13 +358,15 @@ def _scores(rated: Rated, columns: Sequence[str]) -> list[dict[str, Any]]:
             np.quantile(value[tier == t], [0.1, 0.25, 0.5, 0.75, 0.9]).tolist() if (tier == t).any() else None
             for t in range(1, 6)
         ]
-        found.append({"column": name, "operator": operator_of(name), "rank": _spearman(value, tier), "quartiles": quartiles})
+        found.append(
+            {"column": name, "operator": operator_of(name), "rank": _spearman(value, tier), "quartiles": quartiles}
+        )
     return sorted(found, key=lambda entry: -abs(entry["rank"] or 0.0))
 
 
 def _thresholds(rated: Rated, columns: Sequence[str], keep: npt.NDArray[np.bool_], seed: int) -> list[dict[str, Any]]:
     """For each telling score the cut that RECALL of the images to keep pass, its interval, and what it buys."""
-    found = []
+    found: list[dict[str, Any]] = []
     draw = np.random.default_rng(seed)
     for at, name in enumerate(columns):
         known = ~np.isnan(rated.values[:, at])

@@ -6,6 +6,7 @@ the ledger of ratings (curate/rate/ledger.py); who may ask for what says access.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
@@ -39,6 +40,7 @@ from curate.web.pages import Pages
 from curate.web.pictures import PREVIEW_PX, THUMB_PX, Thumbnails, content_type
 from curate.web.rating import add_rating, page_json
 from curate.web.reader import Reader, TooSlow
+from curate.web.sync import Sync
 from schemas.errors import RowError
 
 PAGE_POLICY = (
@@ -69,9 +71,13 @@ def make_app(
     thumbnails = Thumbnails(reader)
     desk = Desk(ledger, loopback, public_url.rstrip("/"), why_no_ledger)
 
+    sync = Sync(reader, active=ledger is not None)
+
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        sync.start()
         yield
+        await asyncio.to_thread(sync.close)
         thumbnails.close()
         reader.close()
         if ledger is not None:
@@ -92,7 +98,7 @@ def make_app(
     _add_pictures(app, reader, thumbnails)
     add_account(app, page, desk)
     add_rating(app, page, desk, reader, thumbnails, metrics)
-    add_lead(app, page, desk, reader, thumbnails)
+    add_lead(app, page, desk, reader, thumbnails, sync)
     add_metrics(app, desk, reader, metrics)
     _add_errors(app, page)
 

@@ -52,17 +52,17 @@ class Seen(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dpr: float | None = Field(None, ge=0, le=16)
+    dpr: Annotated[float | None, Field(ge=0, le=16)] = None
     shown: tuple[float, float] | None = None
     zoomed: bool | None = None
     ground: Literal["grey", "dark", "light"] | None = None
     captions: Literal["both", "en", "zh", "none"] | None = None
     language: Literal["en", "zh"] | None = None
     by: Literal["key", "pointer"] | None = None
-    hidden_s: float | None = Field(None, ge=0, le=1e7)
-    paint_ms: float | None = Field(None, ge=0, le=1e7)
-    decode_ms: float | None = Field(None, ge=0, le=1e7)
-    client_ms: int | None = Field(None, ge=0, le=2**53)
+    hidden_s: Annotated[float | None, Field(ge=0, le=1e7)] = None
+    paint_ms: Annotated[float | None, Field(ge=0, le=1e7)] = None
+    decode_ms: Annotated[float | None, Field(ge=0, le=1e7)] = None
+    client_ms: Annotated[int | None, Field(ge=0, le=2**53)] = None
 
 
 class Answer(BaseModel):
@@ -79,7 +79,7 @@ class Answer(BaseModel):
     )
     reason: Literal["unsure", "broken", "distressing", "not_for_me"] | None = None
     undoes: Key | None = None
-    seconds: float | None = Field(None, ge=0, le=MOST_SECONDS)
+    seconds: Annotated[float | None, Field(ge=0, le=MOST_SECONDS)] = None
     rubric_version: int = Field(0, ge=0, le=2**31)
     seen: Seen = Seen()
 

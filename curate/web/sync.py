@@ -1,0 +1,69 @@
+"""Brings what people said into the index while the server runs, so that SQL sees it soon.
+
+One thread looks every few seconds whether the ledger has events that the index has not, and then updates the index; it
+rests ten times as long as the last update took, so that a large store is not copied all the time. The update takes the
+index's own lock, so that several workers, a job and a person may do the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from curate.errors import CurateError
+from curate.rate import mirror
+from curate.web.reader import Reader
+
+LOOK_S = 10.0
+REST = 10.0
+
+
+class Sync:
+    """Updates the index from the ledger; `start` it once the server runs and `close` it after."""
+
+    def __init__(self, reader: Reader, active: bool = True) -> None:
+        self.reader = reader
+        self.active = active
+        self.last: float | None = None  # time.time() of the last update
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        if self.active:
+            self._thread = threading.Thread(target=self._work, name="sync", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking, and wait for an update that is under way."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def now(self) -> None:
+        """Update the index at once."""
+        with self._lock:
+            self.reader.store.ingest()
+            self.last = time.time()
+
+    def state(self) -> dict[str, float | bool | None]:
+        """When the index was updated last by this process, and whether the ledger is ahead of it."""
+        with self.reader.open() as store:
+            return {"last": self.last, "behind": mirror.behind(store.cursor, store.files)}
+
+    def _work(self) -> None:
+        rest = LOOK_S
+        while not self._stop.wait(rest):
+            rest = LOOK_S
+            try:
+                with self.reader.open() as store:
+                    if not mirror.behind(store.cursor, store.files):
+                        continue
+                began = time.monotonic()
+                self.now()
+                rest = max(LOOK_S, REST * (time.monotonic() - began))
+            except (CurateError, OSError) as why:
+                logging.getLogger("curate").warning("ratings are not in the index yet: %s", why)
+                rest = 6 * LOOK_S
