@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 from curate.errors import UsageError
 from curate.mix import card, jobs, manifest, plan, shards
 from curate.mix.settings import Settings
 from curate.store.files import Files, open_files
+from curate.store.parts import read_table
 
 Told = Callable[[str], None]
 Moved = Callable[[int, int], None]
@@ -76,9 +79,15 @@ def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> 
         files.replace(name, data)
         made["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     made["tree"] = manifest.tree(made["files"])
-    files.replace("README.md", card.card(made).encode())
+    files.replace("README.md", card.card(made, _schema(files, made)).encode())
     files.replace(manifest.NAME, manifest.encode(made))
     return made
+
+
+def _schema(files: Files, made: dict[str, Any]) -> pa.Schema | None:
+    """The columns of the first Parquet shard."""
+    shard = next((path for path in made["files"] if path.startswith("train/") and path.endswith(".parquet")), None)
+    return read_table(files, shard, []).schema if shard else None
 
 
 def _nouns(receipts: list[shards.Receipt]) -> bytes:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,7 +131,7 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         table = pa.concat_tables(tables).combine_chunks()
         self.entries = shards.entries_of(table)
         self.copy = table["copy"].to_numpy()
-        self.pool = table["pool_number"].to_numpy()
+        self.pool = table["pool"].to_numpy()
         self.size = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)
         self.place = {name: table[name].to_numpy() for name in shards.PLACED}
         self.bucket = table["bucket"].to_numpy().astype(np.int64)
@@ -434,17 +435,34 @@ class _Reader:
     def __init__(self, places: Sequence[Place], format: str, columns: Sequence[str]) -> None:
         self.places, self.format = places, format
         self.columns = ["row_id", "sha256", "captions_raw", "captions_en", "captions_zh", *columns]
-        self.file = functools.lru_cache(maxsize=OPEN_SHARDS)(self._file)
+        self.files: OrderedDict[int, Any] = OrderedDict()
         self.group = functools.lru_cache(maxsize=TEXT_GROUPS)(self._group)
 
-    def _file(self, shard: int) -> Any:
-        place = self.places[shard]
-        return open(place.path, "rb", buffering=0) if place.local else place.fs.open_input_file(place.path)  # noqa: PTH123
+    def file(self, shard: int) -> Any:
+        """The open shard: the descriptor of a local file, so that reads share no position, or a remote file."""
+        if shard not in self.files:
+            place = self.places[shard]
+            self.files[shard] = (
+                os.open(place.path, os.O_RDONLY) if place.local else place.fs.open_input_file(place.path)
+            )
+            if len(self.files) > OPEN_SHARDS:
+                self._close(self.files.popitem(last=False)[1])
+        else:
+            self.files.move_to_end(shard)
+        return self.files[shard]
+
+    def _close(self, file: Any) -> None:
+        if isinstance(file, int):
+            os.close(file)
+
+    def __del__(self) -> None:
+        for file in self.files.values():
+            self._close(file)
 
     def span(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard; OSError when it ends before."""
         file = self.file(shard)
-        data = os.pread(file.fileno(), size, offset) if self.places[shard].local else bytes(file.read_at(size, offset))
+        data = os.pread(file, size, offset) if self.places[shard].local else bytes(file.read_at(size, offset))
         if len(data) != size:
             raise OSError(f"{self.places[shard].uri} ends after {len(data)} of the {size} bytes at {offset}")
         return data

@@ -37,6 +37,11 @@ VERSION = 1  # of all that decides the bytes of a mix beside its settings and ro
 FOLDER = ".plan"
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
+# What the plan's files say of each entry beside what stands in the shards; with `_` before the name.
+PLANNED = (
+    "source", "row", "key", "content", "copy", "options", "cell", "rank", "raw", "en", "zh", "bucket", "concept",
+    "pool",
+)  # fmt: skip
 MOST_AT_ONCE = 10_000  # rows whose captions are in memory
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
 GUESSED_BYTES = 100_000
@@ -267,18 +272,12 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
         for low in range(first, stop, MOST_AT_ONCE):
             here = slice(low, min(stop, low + MOST_AT_ONCE))
             rows, at = np.unique(part["row"][here], return_inverse=True)
-            table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["row", "concept"])
+            table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["_row"])
             width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
-            fixed = {
-                "source": part["source"][here], "row": part["row"][here], "key": part["key"][here],
-                "content": part["content"][here],
-                "copy": part["copy"][here], "options": part["options"][here], "cell": part["cell"][here],
-                "rank": part["rank"][here], "raw": part["raw"][here], "en": part["en"][here], "zh": part["zh"][here],
-                "bucket": part["bucket"][here], "concept_number": part["concept"][here],
-                "pool_number": part["pool"][here], "bucket_width": width, "bucket_height": height,
-            }  # fmt: skip
+            fixed = {name: part[name][here] for name in PLANNED} | {"bucket_width": width, "bucket_height": height}
             names = pa.array([shard] * len(at))
-            yield pa.table({"shard": names, **fixed, **dict(zip(table.column_names, table.columns, strict=True))})
+            private = {f"_{name}": column for name, column in fixed.items()}
+            yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
 
 
 def _version(settings: Settings) -> dict[str, Any]:

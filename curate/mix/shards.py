@@ -52,8 +52,8 @@ FIRST = (
 INDEXED = (
     ("key", pa.uint64()), ("content", pa.uint64()), ("copy", pa.int32()), ("options", pa.uint8()),
     ("cell", pa.int32()), ("rank", pa.int32()),
-    ("raw", pa.uint8()), ("en", pa.uint8()), ("zh", pa.uint8()), ("bucket", pa.int32()), ("concept_number", pa.int32()),
-    ("pool_number", pa.uint8()), ("width", pa.int32()), ("height", pa.int32()),
+    ("raw", pa.uint8()), ("en", pa.uint8()), ("zh", pa.uint8()), ("bucket", pa.int32()), ("concept", pa.int32()),
+    ("pool", pa.uint8()),
 )  # fmt: skip
 # Of the picture: byte span in the shard. Of the rest: WebDataset the byte span of the json member; Parquet row group
 # and row in it.
@@ -96,9 +96,9 @@ def _plan(uri: str, mark: str) -> Plan:
     return plan
 
 
-def entries_of(table: pa.Table) -> Entries:
-    """The columns of a plan's file or of an index that decide captions."""
-    return Entries(*(table[name].to_numpy() for name in ("key", "options", "raw", "en", "zh", "cell", "rank")))
+def entries_of(table: pa.Table, prefix: str = "") -> Entries:
+    """The columns of an index, or of a plan's file (prefix `_`), that decide captions."""
+    return Entries(*(table[prefix + name].to_numpy() for name in ("key", "options", "raw", "en", "zh", "cell", "rank")))
 
 
 def make(uri: str, mark: str, job: Job) -> Receipt:
@@ -106,7 +106,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
     files = open_files(uri)
     plan = _plan(uri, mark)
     table = pq.read_table(pa.BufferReader(files.read(job.rows)))
-    choice = decide(plan.settings.policy, plan.cells[job.split], entries_of(table), job.epoch)
+    choice = decide(plan.settings.policy, plan.cells[job.split], entries_of(table, "_"), job.epoch)
     shown = _shown(table, choice, job.epoch)
     kind = plan.settings.format
     with _scratch(files) as folder:
@@ -124,7 +124,9 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
         if not isinstance(written, _Folder):
             name = f"{job.split}/{job.name}{SUFFIX[kind]}"
             made[name] = _published(files, name, path, first)
-            index = pa.table({n: table[n].cast(t) for n, t in INDEXED} | written.placed())
+            decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
+            sizes = {name: table[name] for name in ("width", "height")}
+            index = pa.table(decided | sizes | written.placed())
             name = f"index/{job.name}.parquet"
             pq.write_table(index, folder / "index.parquet", compression="zstd")
             made[name] = _published(files, name, folder / "index.parquet", first)
@@ -137,8 +139,8 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
 
 def _pictures(plan: Plan, table: pa.Table) -> Iterator[list[bytes]]:
     """Original bytes of the entries, some at a time; a row that comes again at once is read once."""
-    source, row = table["source"].to_numpy(), table["row"].to_numpy()
-    shard = table["shard"].to_pylist()
+    source, row = table["_source"].to_numpy(), table["_row"].to_numpy()
+    shard = table["_shard"].to_pylist()
     open_now: tuple[int, str] | None = None
     reader: Pictures | None = None
     first, held, size = 0, [], 0
@@ -166,21 +168,20 @@ def _shown(table: pa.Table, choice: Choice, epoch: int) -> pa.Table:
     count = table.num_rows
     sources = np.array(SOURCES, object)[choice.source]
     said = captions(table, choice)
-    pools = np.array(POOLS, object)[table["pool_number"].to_numpy()]
+    pools = np.array(POOLS, object)[table["_pool"].to_numpy()]
     first = {
         "row_id": table["row_id"],
         "caption": pa.array([text for text, _ in said], pa.string()),
         "caption_source": pa.array(sources, pa.string()),
         "language": pa.array([language for _, language in said], pa.string()),
         "epoch": pa.array(np.full(count, epoch, np.int32)),
-        "bucket_width": table["bucket_width"].cast(pa.int32()),
-        "bucket_height": table["bucket_height"].cast(pa.int32()),
+        "bucket_width": table["_bucket_width"].cast(pa.int32()),
+        "bucket_height": table["_bucket_height"].cast(pa.int32()),
         "pool": pa.array(pools, pa.string()),
         "variant": pa.array(choice.variant.astype(np.int32)),
-        "copy": table["copy"],
+        "copy": table["_copy"],
     }
-    private = {name for name, _ in INDEXED} | {"source", "shard", "row", "text_drawn", *first}
-    rest = [n for n in table.column_names if n not in private or n in ("width", "height")]
+    rest = [name for name in table.column_names if not name.startswith("_") and name not in first]
     return pa.table(first | {name: table[name] for name in rest})
 
 
@@ -215,7 +216,7 @@ class _Parquet:
         column = pa.array(images, pa.binary())
         table = shown.add_column(at, pa.field("image", pa.binary(), nullable=False), column)
         if self.writer is None:
-            schema = table.schema.with_metadata({"huggingface": json.dumps(_features(table.schema))})
+            schema = table.schema.remove_metadata()
             self.writer = pq.ParquetWriter(
                 self.path, schema, compression="NONE", write_statistics=["row_id"], version="2.6",
                 use_dictionary=["caption_source", "language", "pool"], write_page_index=False,
@@ -350,11 +351,11 @@ def _rows(shown: pa.Table, first: int) -> list[dict[str, Any]]:
 
 def _counts(plan: Plan, table: pa.Table, choice: Choice, languages: list[str]) -> list[list[Any]]:
     """Entries by all that the manifest reports."""
-    free = choosable(table["options"].to_numpy())
+    free = choosable(table["_options"].to_numpy())
     columns = (
-        [POOLS[i] for i in table["pool_number"].to_numpy()],
-        [f"{w}x{h}" for w, h in (plan.buckets[i] for i in table["bucket"].to_numpy())],
-        [plan.concepts[i] for i in table["concept_number"].to_numpy()],
+        [POOLS[i] for i in table["_pool"].to_numpy()],
+        [f"{w}x{h}" for w, h in (plan.buckets[i] for i in table["_bucket"].to_numpy())],
+        [plan.concepts[i] for i in table["_concept"].to_numpy()],
         [SOURCES[i] for i in choice.source],
         languages,
         free.tolist(),
@@ -367,7 +368,7 @@ def _nouns(table: pa.Table) -> list[list[Any]]:
     """Proper nouns of raw captions that the synthetic side lacks, most frequent first, with a row that has each."""
     counted: Counter[str] = Counter()
     example: dict[str, str] = {}
-    columns = ("row_id", "copy", "captions_raw", "captions_en", "captions_zh")
+    columns = ("row_id", "_copy", "captions_raw", "captions_en", "captions_zh")
     for row_id, copy, raw, english, chinese in zip(*(table[name].to_pylist() for name in columns), strict=True):
         if raw and not copy and (english or chinese):
             for noun in names.missing(raw, [*english, *chinese]):
@@ -379,29 +380,9 @@ def _nouns(table: pa.Table) -> list[list[Any]]:
 
 def _characters(table: pa.Table) -> str:
     """The Chinese characters that the rendered text shows (its captions, where the text itself is not known)."""
-    text = table.filter(pa.array(table["pool_number"].to_numpy() == POOLS.index("text")))
-    said = zip(text["text_drawn"].to_pylist(), text["captions_zh"].to_pylist(), strict=True)
+    text = table.filter(pa.array(table["_pool"].to_numpy() == POOLS.index("text")))
+    said = zip(text["_drawn"].to_pylist(), text["captions_zh"].to_pylist(), strict=True)
     return "".join(sorted({c for drawn, zh in said for c in drawn or "".join(zh) if HAN.match(c)}))
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Tells Hugging Face `datasets` that `image` holds pictures; {} for a column of a type it has no plain name for."""
-    features: dict[str, Any] = {}
-    for field in schema:
-        feature = {"_type": "Image"} if field.name == "image" else _feature(field.type)
-        if feature is None:
-            return {}
-        features[field.name] = feature
-    return {"info": {"features": features}}
-
-
-def _feature(kind: pa.DataType) -> dict[str, Any] | None:
-    if pa.types.is_list(kind):
-        inner = _feature(kind.value_type)
-        return inner and {"_type": "List", "feature": inner}
-    dtype = {"float": "float32", "double": "float64", "halffloat": "float16"}.get(str(kind), str(kind))
-    plain = pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
-    return {"_type": "Value", "dtype": dtype} if plain or pa.types.is_string(kind) else None
 
 
 @contextmanager

@@ -29,6 +29,8 @@ HAN = "[\\x{4e00}-\\x{9fff}]"  # as the view `captions` tells Chinese
 TOP_TIER = 5
 # Columns that say why a caption must not be used (NULL: nothing is wrong with it), when the store has them.
 REASONS = {"caption_raw": "caption_raw_reason", "caption_en": "caption_en_reason", "caption_zh": "caption_zh_reason"}
+# Columns that shards have anyway, whatever --columns names.
+ALWAYS = ("row_id", "sha256", "width", "height", "concept")
 SIZE_BATCH = 64
 
 
@@ -59,6 +61,7 @@ class Pictures:
                 f"{place.uri}: shard {name} is not among those of the last run, so its pictures cannot be found; "
                 "run the main job over all shards again (nothing is computed twice)"
             )
+        self.name = name
         uri, format = place.shards[name]
         shard = Shard(name, uri, format, place.spec)
         try:
@@ -75,8 +78,8 @@ class Pictures:
         for row, data in zip(rows, found, strict=True):
             if isinstance(data, RowError):
                 raise CurateError(
-                    f"row {row} of the shard cannot be read any more ({data.message}); bring the file back, "
-                    "or run the main job again so that the row becomes an error"
+                    f"{self.name}:{row} cannot be read any more ({data.message}); bring the file back, "
+                    "or leave the row out with --where"
                 )
         return [data for data in found if isinstance(data, bytes)]
 
@@ -146,14 +149,17 @@ class Source:
         return columns
 
     def full(self, shard: str, rows: Sequence[int]) -> pa.Table:
-        """What the shards hold of the rows (ascending) beside the picture: see FULL for the first columns."""
+        """What the shards hold of the rows (ascending) beside picture and choice; names with `_` stay in the plan."""
         raw, english, chinese = self._captions()
         select = f"""
-            row, {self._id()} AS row_id, {raw} AS captions_raw, {english} AS captions_en, {chinese} AS captions_zh,
+            row AS _row, {self._id()} AS row_id,
+            {raw} AS captions_raw, {english} AS captions_en, {chinese} AS captions_zh,
             {"sha256" if self._has("sha256") else "NULL::VARCHAR"} AS sha256,
             coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
-            {self._concept()} AS concept, {self._drawn()} AS text_drawn"""
+            {self._concept()} AS concept, {self._drawn()} AS _drawn"""
         for name in self.settings.columns:
+            if name in ALWAYS:
+                continue
             known = self._has(name) or (name == "tier" and self.consensus)
             select += f", {identifier(name) if known else 'NULL'} AS {identifier(name)}"
         return self._table(shard, select, rows)

@@ -125,7 +125,7 @@ def _shard(
         chosen = Choice(*(getattr(choice, n)[first : first + len(rows)] for n in ("source", "language", "variant")))
         problems += _rows(rows, images, part, chosen, shard["epoch"], sizes, settings.resize)
         free = choosable(part["options"].to_numpy()).tolist()
-        concepts = part["concept_number"].to_pylist()
+        concepts = part["concept"].to_pylist()
         for row, both, concept in zip(rows, free, concepts, strict=True):
             size = f"{row['bucket_width']}x{row['bucket_height']}"
             name = found["concepts"][concept]
@@ -212,7 +212,7 @@ def _order(files: Files, found: Mapping[str, Any]) -> list[str]:
             key, cell = index["key"].to_numpy(), index["cell"].to_numpy()
             if len(np.unique(key)) != len(key):
                 problems.append(f"{split}, epoch {epoch}: an entry comes twice")
-            bucket, concept = index["bucket"].to_numpy(), index["concept_number"].to_numpy()
+            bucket, concept = index["bucket"].to_numpy(), index["concept"].to_numpy()
             options = index["options"].to_numpy()
             again, cells = celled(bucket, concept, options, len(found["concepts"]))
             if [list(vars(c).values()) for c in cells] != of["cells"] or not np.array_equal(again, cell):
