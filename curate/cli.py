@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from curate.errors import CurateError, UsageError
-from curate.rate.cli import campaign_app, ratings_app, users_app
+from curate.rate.cli import campaign_app, fit, ratings_app, users_app
 from curate.synth.command import synth_app
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="The derived index and the parts it is made from.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+app.command()(fit)
 app.add_typer(users_app, name="users")
 app.add_typer(campaign_app, name="campaign")
 app.add_typer(ratings_app, name="ratings")
@@ -53,6 +54,38 @@ def run(
         show(pipeline.prepare(loaded))
         return
     raise typer.Exit(pipeline.run(loaded))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file of the run.")],
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+    sample: Annotated[int, typer.Option(help="Rows to measure.", min=1)] = 200,
+    workers: Annotated[int, typer.Option(help="CPU workers of the cluster; 0: the recipe's, or this machine's.")] = 0,
+    gpus: Annotated[int, typer.Option(help="GPUs of the cluster; 0: the recipe's.")] = 0,
+    cpu_hour: Annotated[float, typer.Option(help="Price of a CPU for an hour.")] = 0.04,
+    gpu_hour: Annotated[float, typer.Option(help="Price of a GPU for an hour.")] = 2.5,
+    gb_month: Annotated[float, typer.Option(help="Price of a GB of storage for a month.")] = 0.023,
+    seconds: Annotated[
+        list[str], typer.Option(metavar="STEP=S", help="Seconds per image of a step that runs elsewhere; repeatable.")
+    ] = [],  # noqa: B006  Typer reads the default and never changes it
+) -> None:
+    """Predict time, GPU hours, storage and cost of a run from a sample of its input."""
+    from curate import pipeline, planner
+    from curate.recipe import load
+
+    known = {}
+    for text in seconds:
+        step, _, value = text.partition("=")
+        try:
+            known[step] = float(value)
+        except ValueError:
+            raise UsageError(f"--seconds {text!r}: write it as caption=0.4") from None
+    prepared = pipeline.prepare(load(recipe, set))
+    prices = planner.Prices(cpu_hour, gpu_hour, gb_month)
+    prediction = planner.predict(prepared, sample, workers, gpus, prices, known)
+    planner.show(prediction)
+    planner.save(prepared.plan.files, prediction)
 
 
 @app.command()

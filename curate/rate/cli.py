@@ -203,9 +203,106 @@ def state(store: StoreAt, name: Name, state: Annotated[str, typer.Argument(metav
     typer.echo(f"campaign {name} is {state} now")
 
 
+@campaign_app.command()
+def export(
+    store: StoreAt,
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet.")],
+    what: Annotated[str, typer.Option(help="votes, consensus or events.")] = "consensus",
+) -> None:
+    """Write a campaign's votes, consensus or events to a file, raters under pseudonyms."""
+    from curate.errors import UsageError
+    from curate.rate import campaign, export
+
+    with _ledger(store) as (_, ledger):
+        row = campaign.by_name(ledger.read(), name)
+        chunks = export.stream(ledger, row["id"], what, out.suffix.lstrip("."))
+        try:
+            with out.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+        except OSError as why:
+            raise UsageError(f"--out {out}: {why.strerror or why}") from None
+    typer.echo(f"wrote {out}")
+
+
+@campaign_app.command()
+def release(store: StoreAt, name: Name) -> None:
+    """Seal a campaign's ratings as they are into a folder of the store that does not change any more."""
+    from curate.rate import campaign, export
+
+    with _ledger(store) as (opened, ledger):
+        row = campaign.by_name(ledger.read(), name)
+        folder, digest = export.release(ledger, opened.files, row["id"], None)
+    typer.echo(f"{folder}  sha256 of the manifest {digest}")
+
+
+@campaign_app.command()
+def quality(store: StoreAt, name: Name) -> None:
+    """Show how far people agree, and each rater's figures."""
+    from curate.rate import campaign
+    from curate.rate.quality import measure
+
+    with _ledger(store) as (_, ledger):
+        row = campaign.by_name(ledger.read(), name)
+        with ledger.snapshot() as db:
+            found = measure(db, row["id"])
+    typer.echo(f"alpha (ordinal)      {found.alpha}")
+    typer.echo(f"within one tier      {found.within_one}")
+    typer.echo(f"unanimous            {found.unanimous}")
+    for r in found.raters:
+        typer.echo(
+            f"{r.name:<20} {r.votes:>6,} votes  kappa gold {r.gold}  kappa others {r.others}  bias {r.bias}"
+            + (f"  look at: {', '.join(r.warnings)}" if r.warnings else "")
+        )
+
+
+@ratings_app.command()
+def sync(store: StoreAt) -> None:
+    """Bring the ratings into the SQL index now (views `ratings`, `consensus`); the server does so by itself."""
+    with _ledger(store) as (opened, _):
+        opened.ingest()
+        count = opened.rows("SELECT count(*), count(tier) FROM consensus")[0]
+    typer.echo(f"consensus: {count[0]:,} images, {count[1]:,} decided")
+
+
 @ratings_app.command()
 def backup(store: StoreAt, file: Annotated[Path, typer.Argument(metavar="FILE", help="New file to write.")]) -> None:
     """Copy the ratings to a new file, also while people rate."""
     with _ledger(store) as (_, ledger):
         ledger.backup(file)
     typer.echo(f"wrote {file} ({file.stat().st_size:,} bytes)")
+
+
+def fit(
+    store: StoreAt,
+    keep_tier: Annotated[int, typer.Option(help="Tiers from this one on count as kept.", min=2, max=5)] = 4,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+) -> None:
+    """Learn the tier of every row from the images that people rated; writes predicted_tier and a report."""
+    from curate.rate.fit import fit as learn
+
+    with _ledger(store) as (opened, ledger):
+        report = learn(opened, ledger, keep_tier=keep_tier, seed=seed)
+    kappa, exact = report["kappa"], report["exact"]
+    images, rows, version = report["images"], report["rows"], report["fingerprint"]
+    typer.echo(f"{images:,} rated images, {rows:,} rows predicted (predicted@{version})")
+    agreed = kappa["why"] if kappa["value"] is None else f"{kappa['value']:.3f}"
+    auc = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
+    typer.echo(
+        f"out of fold: kappa {agreed}, exact {exact['value']:.0%}, AUC of tier >= {keep_tier} {auc}, "
+        f"calibration error {report['calibration']['error']:.3f}"
+    )
+    typer.echo("predicted_keep >=      rows   expected precision   measured out of fold")
+    for line in report["yield"]:
+        m = line["measured"]
+        measured = m["why"] if m["value"] is None else f"{m['value']:.0%} [{m['low']:.0%}, {m['high']:.0%}]"
+        expected = "" if line["expected"] is None else f"{line['expected']:.0%}"
+        typer.echo(f"{line['cut']:>17} {line['rows']:>9,} {expected:>20}   {measured}")
+    for line in report["thresholds"][:5]:
+        precision = line["precision"]["value"]
+        typer.echo(
+            f"suggested: {line['column']} {line['operator']} {line['cut']:.4g}  (95 %: {line['low']:.4g} to "
+            f"{line['high']:.4g}); precision {line['before']:.0%} -> {precision:.0%} at recall {line['recall']:.0%}"
+        )
+    typer.echo(f"report: {store}/reports/predicted.json, or /lead/fit of curate serve {store}")

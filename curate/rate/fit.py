@@ -65,7 +65,7 @@ class Features:
         blocks = []
         grid = np.linspace(0.0, 1.0, self.quantiles.shape[1])
         for at in range(len(self.columns)):
-            missing = np.isnan(values[:, at])
+            missing: npt.NDArray[np.bool_] = np.asarray(np.isnan(values[:, at]))
             place = np.interp(values[:, at], self.quantiles[at], grid)
             z = np.where(missing, 0.0, 3.4 * (place - 0.5))  # uniform with unit variance, about
             blocks += [z, *(np.where(missing, 0.0, np.maximum(z - bend, 0.0)) for bend in (-0.85, 0.0, 0.85))]
