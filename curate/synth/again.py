@@ -1,8 +1,8 @@
 """Pictures from stored specs: at load time, or all of a folder at once.
 
-    from curate.synth.again import Specs
-    rows = Specs("SYNTH")
-    rows[17]["image"]            # JPEG bytes, drawn now
+from curate.synth.again import Specs
+rows = Specs("SYNTH")
+rows[17]["image"]            # JPEG bytes, drawn now
 """
 
 from __future__ import annotations

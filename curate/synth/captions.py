@@ -1,7 +1,7 @@
 """Captions of a spec in Chinese and English: templates, each with a number that the spec records.
 
-A caption names the ground or the photograph, the carrier and its place, colours, script and way of writing, and quotes
-every line verbatim; the quotation stays in its own language in both captions. About one in six is short, as people write.
+A caption names the ground or the photograph, the carrier and its place, colours, type and way of writing, and quotes
+every line verbatim; the quotation stays in its own language in both. One in six is short, as people write.
 """
 
 from __future__ import annotations
@@ -137,14 +137,31 @@ PLACES = (
 NUMBERS_ZH = "零一两三四五六七八九十"
 # Layout: what it is, with the colours that it names, and a short noun.
 THINGS = {
-    "poster": ("一张{ground}底色的海报，带有{accent}的图形装饰", "poster on {a_ground} ground with {accent} shapes", "海报", "poster"),
-    "couplet": ("一扇双开门两侧贴着{paper}的春联，门上方贴着横批", "double door with {paper} spring couplets on both sides and a strip above", "春联", "spring couplet"),
-    "list": ("一张{ground}底色的价目表，{accent}边框", "price list on {a_ground} ground with a {accent} frame", "价目表", "price list"),
-    "notice": ("一张{paper}的告示用图钉钉在{ground}的墙板上", "{paper} notice pinned to a {ground} board", "告示", "notice"),
-    "shop": ("一家店铺的门面，{ground}砖墙上挂着{paper}的招牌", "shop front with a {paper} signboard on a {ground} brick wall", "店铺招牌", "shop sign"),
+    "poster": (
+        "一张{ground}底色的海报，带有{accent}的图形装饰", "poster on {a_ground} ground with {accent} shapes", "海报", "poster",
+    ),
+    "couplet": (
+        "一扇双开门两侧贴着{paper}的春联，门上方贴着横批",
+        "double door with {paper} spring couplets on both sides and a strip above", "春联", "spring couplet",
+    ),
+    "list": (
+        "一张{ground}底色的价目表，{accent}边框", "price list on {a_ground} ground with a {accent} frame",
+        "价目表", "price list",
+    ),
+    "notice": (
+        "一张{paper}的告示用图钉钉在{ground}的墙板上", "{paper} notice pinned to a {ground} board", "告示", "notice",
+    ),
+    "shop": (
+        "一家店铺的门面，{ground}砖墙上挂着{paper}的招牌",
+        "shop front with a {paper} signboard on a {ground} brick wall", "店铺招牌", "shop sign",
+    ),
     "road": ("道路旁立着一块{paper}的路牌", "{paper} road sign beside a road", "路牌", "road sign"),
-    "banner": ("{ground}的墙前挂着一条{paper}的横幅", "{paper} cloth banner in front of a {ground} wall", "横幅", "banner"),
-    "neon": ("夜晚的深色砖墙上亮着霓虹灯字", "neon sign glowing on a dark brick wall at night", "霓虹灯招牌", "neon sign"),
+    "banner": (
+        "{ground}的墙前挂着一条{paper}的横幅", "{paper} cloth banner in front of a {ground} wall", "横幅", "banner",
+    ),
+    "neon": (
+        "夜晚的深色砖墙上亮着霓虹灯字", "neon sign glowing on a dark brick wall at night", "霓虹灯招牌", "neon sign",
+    ),
 }  # fmt: skip
 
 
@@ -189,6 +206,10 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
     for slot, key in (("ground", "ground"), ("paper", "paper"), ("accent", "accent"), ("color", "ink")):
         if key in say:
             en[slot], zh[slot] = name(colored(say[key]))
+    if "grad" in lines[0]:
+        end_en, end_zh = name(colored(lines[0]["grad"]))
+        if end_zh != zh["color"]:
+            en["color"], zh["color"] = f"{en['color']}-to-{end_en}", f"{zh['color']}渐变{end_zh}"
     main = next((line for line in lines if line["r"] != "title"), lines[0]) if spec["layout"] == "list" else lines[0]
     zh["font"], en["font"] = FONTS[world.by_id[main["f"]].kind]
     zh["how"], en["how"] = WAYS[say["way"]]
@@ -259,10 +280,22 @@ def _parts(spec: Spec) -> tuple[str, str]:
 
 
 ROLES = {
-    "poster": (("title", "标题是", "the title reads"), ("under", "副标题是", "the line below it reads"), ("detail", "其余文字是", "the smaller text reads")),
-    "notice": (("title", "标题是", "the heading reads"), ("detail", "正文依次是", "the lines read"), ("date", "落款日期是", "the date reads")),
-    "shop": (("title", "招牌上写着", "the sign reads"), ("under", "招牌下方的小字是", "smaller below it"), ("detail", "橱窗上写着", "the window reads")),
-    "road": (("title", "牌上写着", "the sign reads"), ("under", "下面的英文是", "below it"), ("detail", "最下面是", "and at its foot")),
+    "poster": (
+        ("title", "标题是", "the title reads"), ("under", "副标题是", "the line below it reads"),
+        ("detail", "其余文字是", "the smaller text reads"),
+    ),
+    "notice": (
+        ("title", "标题是", "the heading reads"), ("detail", "正文依次是", "the lines read"),
+        ("date", "落款日期是", "the date reads"),
+    ),
+    "shop": (
+        ("title", "招牌上写着", "the sign reads"), ("under", "招牌下方的小字是", "smaller below it"),
+        ("detail", "橱窗上写着", "the window reads"),
+    ),
+    "road": (
+        ("title", "牌上写着", "the sign reads"), ("under", "下面的英文是", "below it"),
+        ("detail", "最下面是", "and at its foot"),
+    ),
     "banner": (("line", "横幅上写着", "the banner reads"),),
     "neon": (("title", "大字是", "the large letters read"), ("under", "下面的小字是", "the small ones below read")),
 }  # fmt: skip
@@ -278,4 +311,3 @@ def _a(phrase: str) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-

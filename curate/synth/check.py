@@ -45,15 +45,14 @@ def contrasts(drawn: Rendered) -> list[float]:
     right, bottom = max(b[2] for b in boxes), max(b[3] for b in boxes)
     ink = drawn.ink[top:bottom, left:right]
     near = cv2.dilate(ink, NEAR)
-    ring = cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)
-    ring[near > 16] = 0
+    ring = (cv2.dilate(ink, RING) > 64) & (near <= 16)
     lights = luminances(drawn.rgb[top:bottom, left:right])
     found = []
     for x0, y0, x1, y1 in boxes:
         cut = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
         light, cover = lights[cut], ink[cut]
         core = light[cover >= CORE * max(1, int(cover.max()))]
-        around = light[ring[cut] > 0]
+        around = light[ring[cut]]
         if not core.size or not around.size:
             found.append(1.0)
             continue
@@ -78,7 +77,9 @@ def strays(drawn: Rendered) -> list[float]:
     return outside
 
 
-def _inside(quad: npt.NDArray[np.float32], xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _inside(
+    quad: npt.NDArray[np.float32], xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
     """Whether points lie in a convex quad, clockwise on the screen, or within 1 px of it."""
     inside = np.ones(xs.shape, np.bool_)
     for (ax, ay), (bx, by) in zip(quad, np.roll(quad, -1, 0), strict=True):

@@ -29,7 +29,9 @@ def synth(
     set: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="E.g. synth.sizes=448x576.")] = [],  # noqa: B006
     backgrounds: Annotated[str, typer.Option(metavar="STORE", help="Store, or folder, with photographs.")] = "",
     fonts: Fonts = "",
-    specs_only: Annotated[bool, typer.Option("--specs-only", help="No pictures: they are rendered when loaded.")] = False,
+    specs_only: Annotated[
+        bool, typer.Option("--specs-only", help="No pictures: they are rendered when loaded.")
+    ] = False,
     verify: Annotated[int, typer.Option(min=0, help="Rows that OCR reads for the report; 0: none.")] = 400,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each CPU.")] = 0,
 ) -> None:
@@ -47,7 +49,9 @@ def synth(
     console = Console(stderr=True)
     named = [f"synth.backgrounds={backgrounds}"] if backgrounds else []
     named += [f"synth.fonts={fonts}"] if fonts else []
-    world = generate(out, rows, seed, load_recipe(recipe or None, [*set, *named]), workers or _cpus(), specs_only, console)
+    world = generate(
+        out, rows, seed, load_recipe(recipe or None, [*set, *named]), workers or _cpus(), specs_only, console
+    )
     if verify:
         read_back(out, world, verify, workers or _cpus(), console)
     console.print(f"shards: {out / 'shards'}\nreport: {write_report(out, world)}", highlight=False)

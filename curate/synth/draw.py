@@ -21,7 +21,7 @@ class Draw:
 
     def __init__(self, *key: object) -> None:
         digest = blake2b("|".join(map(str, key)).encode(), digest_size=16).digest()
-        self.unit = random.Random(int.from_bytes(digest, "big")).random  # noqa: S311  no secret
+        self.unit = random.Random(int.from_bytes(digest, "big")).random
 
     def real(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""
@@ -46,7 +46,7 @@ class Draw:
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
         """The options in random order."""
-        return [option for _, option in sorted((self.unit(), option) for option in options)]  # type: ignore[type-var]
+        return [option for _, option in sorted((self.unit(), option) for option in options)]
 
     def bell(self, deviation: float) -> float:
         """Nearly normal around 0 (the sum of four uniforms), never beyond 3.5 deviations."""

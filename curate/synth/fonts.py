@@ -156,7 +156,8 @@ def _chosen(path: Path) -> list[tuple[int, str, str]]:
 
 def _faces_in(path: Path) -> int:
     try:
-        head = path.open("rb").read(12)
+        with path.open("rb") as file:
+            head = file.read(12)
     except OSError:
         return 0
     return int.from_bytes(head[8:12], "big") if head[:4] == b"ttcf" else 1
@@ -185,7 +186,7 @@ def _checked(path: Path, index: int, family: str, style: str, wanted: str) -> Fa
 def _missing(path: Path, index: int, wanted: str) -> str:
     """The characters of `wanted` that the face does not map, or maps and does not draw."""
     try:
-        from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+        from fontTools.ttLib import TTFont
     except ImportError:
         raise UsageError("fontTools is not installed: pip install 'curate[synth]'") from None
     with TTFont(path, fontNumber=index, lazy=True) as font:

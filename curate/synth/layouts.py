@@ -1,7 +1,7 @@
 """The layouts: plain text, text on photographs, and things that carry text in the street and in print.
 
-Each is a function that writes on a Page. Coordinates are px; `s` is the shorter side of the picture. `say` holds what the
-captions tell: the carrier, its colour, the place, the way of writing.
+Each is a function that writes on a Page. Coordinates are px; `s` is the shorter side of the picture. `say` holds what
+the captions tell: the carrier, its colour, the place, the way of writing.
 """
 
 from __future__ import annotations
@@ -122,13 +122,18 @@ def poster(page: Page) -> None:
     page.layout = "poster"
     ground, ink, second, accent = draw.pick(THEMES)
     other = mixed(ground, draw.pick((WHITE, BLACK)), 0.08)
-    page.ground = {"kind": draw.pick(("solid", "gradient", "paper")), "c": hexed(ground), "c2": hexed(other), "way": "v"}
+    page.ground = {
+        "kind": draw.pick(("solid", "gradient", "paper")),
+        "c": hexed(ground),
+        "c2": hexed(other),
+        "way": "v",
+    }
     style = draw.pick(("band", "disc", "classic", "corner", "frame"))
     title, under, *details = page.words.lines([(2, 4 if style == "disc" else 6), (5, 10), (4, 9), (4, 9)])
     face = page.able(page.face(bold=True), title)
     small = page.able(page.face(px=0.06 * h), under, *details)
     if style == "classic":
-        _classic(page, title, [under, *details], (ink, second, accent), (face, small))
+        _classic(page, title, [under, *details], (ink, second, accent))
         return
     on_accent = draw.pick(readable((WHITE, BLACK, GOLD, ink), (luminance(accent),), 4.5) or [WHITE])
     if ratio(luminance(on_accent), luminance(accent)) < BEFORE:
@@ -166,8 +171,8 @@ def poster(page: Page) -> None:
         page.shape("rect", accent, left, 0.46 * h + px * 0.66, 0.16 * w, max(3, 0.008 * s))
         px = page.fit([under, *details], small, 0.72 * w, 0.064 * h)
         for number, text in enumerate([under, *details]):
-            at = (left, (0.64 + 0.095 * number) * h)
-            page.line(text, small, px, ink if number == 0 else second, at, "detail", align="l")
+            start = (left, (0.64 + 0.095 * number) * h)
+            page.line(text, small, px, ink if number == 0 else second, start, "detail", align="l")
     else:
         inset = 0.05 * s
         page.shape("frame", accent, inset, inset, w - 2 * inset, h - 2 * inset, max(2, 0.008 * s))
@@ -182,11 +187,9 @@ def poster(page: Page) -> None:
     page.say = {"ground": hexed(ground), "ink": hexed(ink), "accent": hexed(accent), "way": "h", "box": [0, 0, w, h]}
 
 
-def _classic(
-    page: Page, title: str, others: list[str], colors: tuple[RGB, RGB, RGB], faces: tuple[Face, Face]
-) -> None:
-    """A poster set from the right in columns: the title in the first one, then the text; a red seal below."""
-    draw, s, w, h = page.draw, page.side, page.width, page.height
+def _classic(page: Page, title: str, others: list[str], colors: tuple[RGB, RGB, RGB]) -> None:
+    """A poster set from the right in columns: the title in the first one, then the text."""
+    s, w, h = page.side, page.width, page.height
     ink, second, accent = colors
     face = page.able(page.face(("kai", "serif")), title)
     small = page.able(page.face(("kai", "serif"), px=0.7 * h / max(map(len, others)) / 1.1), *others)
@@ -212,7 +215,11 @@ def couplet(page: Page) -> None:
     count = draw.pick((4, 5, 7))
     right, left, above = page.words.lines([(count, count), (count, count), (4, 4)])
     wall = draw.pick(((206, 196, 178), (178, 176, 172), (222, 214, 200), (150, 96, 78), (196, 188, 182)))
-    page.ground = {"kind": "brick" if draw.chance(0.5) else "wall", "c": hexed(wall), "c2": hexed(mixed(wall, BLACK, 0.2))}
+    page.ground = {
+        "kind": "brick" if draw.chance(0.5) else "wall",
+        "c": hexed(wall),
+        "c2": hexed(mixed(wall, BLACK, 0.2)),
+    }
     wood = draw.pick(((104, 30, 24), (92, 58, 34), (70, 42, 28), (52, 74, 66), (44, 46, 52)))
     dark, light = mixed(wood, BLACK, 0.45), mixed(wood, WHITE, 0.14)
     strip = 0.145 * w
@@ -270,7 +277,9 @@ def menu(page: Page) -> None:
         y = 0.33 * h + step * (number + 0.4)
         price = f"¥{draw.whole(6, 128)}"
         page.line(text, face, px, second, (0.13 * w, y), "item", align="l")
-        page.shape("dots", accent, 0.13 * w + (ems(text) + 0.5) * px, y + 0.3 * px, 0.87 * w - (ems(price) + 0.4) * px, 9)
+        page.shape(
+            "dots", accent, 0.13 * w + (ems(text) + 0.5) * px, y + 0.3 * px, 0.87 * w - (ems(price) + 0.4) * px, 9
+        )
         page.line(price, face, px, ink, (0.87 * w, y), "price", align="r")
     page.shape("frame", accent, 0.05 * s, 0.05 * s, w - 0.1 * s, h - 0.1 * s, 2)
     page.say = {"ground": hexed(ground), "ink": hexed(second), "accent": hexed(accent), "way": "h", "box": [0, 0, w, h]}
@@ -285,7 +294,9 @@ def notice(page: Page) -> None:
     wide, high = round(draw.real(0.68, 0.78) * w), round(draw.real(0.72, 0.8) * h)
     paper = draw.pick(((252, 250, 244), (246, 240, 220), (250, 236, 190), (226, 238, 246)))
     left, top = (w - wide) // 2, (h - high) // 2
-    _plane(page, (left, top, wide, high), {"kind": "paper", "c": hexed(paper), "c2": hexed(mixed(paper, BLACK, 0.04))}, 4)
+    _plane(
+        page, (left, top, wide, high), {"kind": "paper", "c": hexed(paper), "c2": hexed(mixed(paper, BLACK, 0.04))}, 4
+    )
     page.plane["shadow"] = [4, 6, 6, 45]
     for x in (0.5,):
         page.shape("disc", draw.pick((RED, (24, 90, 190), (0, 125, 70))), x * wide, 0.035 * high, 0.016 * s)
@@ -303,7 +314,13 @@ def notice(page: Page) -> None:
     date = f"{draw.whole(2019, 2026)}年{draw.whole(1, 12)}月{draw.whole(1, 28)}日"
     small = page.fit([date], face, 0.6 * wide, 0.06 * high)
     page.line(date, face, small, ink, (0.9 * wide, 0.9 * high), "date", align="r")
-    page.say = {"ground": hexed(board), "ink": hexed(ink), "paper": hexed(paper), "way": "h", "box": [left, top, left + wide, top + high]}
+    page.say = {
+        "ground": hexed(board),
+        "ink": hexed(ink),
+        "paper": hexed(paper),
+        "way": "h",
+        "box": [left, top, left + wide, top + high],
+    }
 
 
 def shop(page: Page) -> None:
@@ -330,20 +347,41 @@ def shop(page: Page) -> None:
     page.line(name, face, page.fit([name], face, 0.78 * w, 0.145 * h), ink, (w / 2, top + 0.41 * high), "title")
     px = page.fit([latin], other, 0.7 * w, 0.052 * h)
     page.line(latin, other, px, ink, (w / 2, top + 0.8 * high), "under")
-    glass, frame = draw.pick((((44, 56, 66), (30, 28, 28)), ((60, 72, 70), (236, 232, 222)), ((240, 214, 160), (60, 40, 26))))
+    glass, frame = draw.pick(
+        (((44, 56, 66), (30, 28, 28)), ((60, 72, 70), (236, 232, 222)), ((240, 214, 160), (60, 40, 26)))
+    )
     y = 0.46 * h
     page.shape("rect", frame, 0.08 * w, y, 0.5 * w, 0.4 * h)
     page.shape("rect", glass, 0.095 * w, y + 0.015 * h, 0.47 * w, 0.37 * h)
-    page.shape("poly", mixed(glass, WHITE, 0.12), 0.12 * w, y + 0.385 * h, 0.28 * w, y + 0.015 * h, 0.36 * w, y + 0.015 * h, 0.2 * w, y + 0.385 * h)
+    page.shape(
+        "poly",
+        mixed(glass, WHITE, 0.12),
+        0.12 * w,
+        y + 0.385 * h,
+        0.28 * w,
+        y + 0.015 * h,
+        0.36 * w,
+        y + 0.015 * h,
+        0.2 * w,
+        y + 0.385 * h,
+    )
     page.shape("rect", frame, 0.64 * w, y, 0.28 * w, h)
     page.shape("rect", glass, 0.665 * w, y + 0.025 * h, 0.23 * w, 0.45 * h)
     page.shape("disc", GOLD, 0.68 * w, 0.74 * h, 0.012 * s)
     page.shape("rect", mixed(wall, BLACK, 0.6), 0, 0.93 * h, w, 0.07 * h)
-    inks = readable((WHITE, BLACK, (250, 214, 110), (140, 16, 24)), (luminance(glass), luminance(mixed(glass, WHITE, 0.12))))
+    inks = readable(
+        (WHITE, BLACK, (250, 214, 110), (140, 16, 24)), (luminance(glass), luminance(mixed(glass, WHITE, 0.12)))
+    )
     if inks:
         px = page.fit([small], other, 0.4 * w, 0.075 * h)
         page.line(small, other, px, draw.pick(inks), (0.33 * w, y + 0.2 * h), "detail")
-    page.say = {"ground": hexed(wall), "ink": hexed(ink), "paper": hexed(board), "way": "h", "box": [0.055 * w, top, 0.945 * w, top + high]}
+    page.say = {
+        "ground": hexed(wall),
+        "ink": hexed(ink),
+        "paper": hexed(board),
+        "way": "h",
+        "box": [0.055 * w, top, 0.945 * w, top + high],
+    }
     page.say["box"] = [round(value) for value in page.say["box"]]
 
 
@@ -367,10 +405,28 @@ def road(page: Page) -> None:
     place += draw.pick(("路", "街", "站", "桥", "大道", "广场"))
     latin = f"{draw.pick(('North', 'South', 'East', 'West', 'Central'))} {draw.pick(ROADS)}"
     face = page.able(page.face(("sans", "round")), place, other, latin)
-    page.line(place, face, page.fit([place], face, 0.62 * w, 0.15 * h), WHITE, (0.13 * w, top + 0.27 * high), "title", align="l")
-    page.line(latin, face, page.fit([latin], face, 0.6 * w, 0.052 * h), WHITE, (0.13 * w, top + 0.56 * high), "under", align="l")
+    page.line(
+        place,
+        face,
+        page.fit([place], face, 0.62 * w, 0.15 * h),
+        WHITE,
+        (0.13 * w, top + 0.27 * high),
+        "title",
+        align="l",
+    )
+    page.line(
+        latin,
+        face,
+        page.fit([latin], face, 0.6 * w, 0.052 * h),
+        WHITE,
+        (0.13 * w, top + 0.56 * high),
+        "under",
+        align="l",
+    )
     far = f"{other} {draw.whole(1, 48)}km".replace(" ", "")
-    page.line(far, face, page.fit([far], face, 0.6 * w, 0.085 * h), WHITE, (0.13 * w, top + 0.81 * high), "detail", align="l")
+    page.line(
+        far, face, page.fit([far], face, 0.6 * w, 0.085 * h), WHITE, (0.13 * w, top + 0.81 * high), "detail", align="l"
+    )
     x, y, r = 0.83 * w, top + 0.34 * high, 0.05 * s
     page.shape("rect", WHITE, x - 0.28 * r, y - 0.2 * r, 0.56 * r, 2.4 * r)
     page.shape("poly", WHITE, x, y - 1.5 * r, x + r, y, x - r, y)
@@ -380,7 +436,7 @@ def road(page: Page) -> None:
 
 def banner(page: Page) -> None:
     """A long cloth banner across a wall, a little askew."""
-    draw, s, w, h = page.draw, page.side, page.width, page.height
+    draw, w, h = page.draw, page.width, page.height
     page.layout = "banner"
     wall = draw.pick(((196, 190, 180), (150, 150, 154), (178, 120, 92), (214, 210, 200)))
     page.ground = {"kind": draw.pick(("wall", "brick")), "c": hexed(wall), "c2": hexed(mixed(wall, BLACK, 0.22))}
@@ -392,18 +448,26 @@ def banner(page: Page) -> None:
     px = page.fit(texts, face, 0.86 * wide, 0.12 * h)
     high = round(px * (0.9 + 1.25 * len(texts)))
     left, top = (w - wide) // 2, round(draw.real(0.18, 0.62) * (h - high))
-    _plane(page, (left, top, wide, high), {"kind": "cloth", "c": hexed(cloth), "c2": hexed(mixed(cloth, BLACK, 0.1))}, 3)
+    _plane(
+        page, (left, top, wide, high), {"kind": "cloth", "c": hexed(cloth), "c2": hexed(mixed(cloth, BLACK, 0.1))}, 3
+    )
     page.plane["shadow"] = [3, 7, 5, 50]
     for corner in ((0, 0), (w, 0)):
         end = page.plane["quad"][0:2] if corner[0] == 0 else page.plane["quad"][2:4]
         page.ground.setdefault("ropes", []).append([corner[0], max(0, top - round(0.1 * h)), *end])
     _rows(page, texts, face, px, ink, (wide / 2, high / 2), px * 1.25, "c", {})
-    page.say = {"ground": hexed(wall), "ink": hexed(ink), "paper": hexed(cloth), "way": "h", "box": [left, top, left + wide, top + high]}
+    page.say = {
+        "ground": hexed(wall),
+        "ink": hexed(ink),
+        "paper": hexed(cloth),
+        "way": "h",
+        "box": [left, top, left + wide, top + high],
+    }
 
 
 def neon(page: Page) -> None:
     """Glowing letters on a dark wall at night."""
-    draw, s, w, h = page.draw, page.side, page.width, page.height
+    draw, w, h = page.draw, page.width, page.height
     page.layout = "neon"
     wall = draw.pick(((26, 24, 30), (20, 26, 34), (34, 24, 24)))
     page.ground = {"kind": "brick", "c": hexed(wall), "c2": hexed(mixed(wall, BLACK, 0.4))}
@@ -417,7 +481,15 @@ def neon(page: Page) -> None:
     top = draw.real(0.36, 0.46) * h
     page.line(title, face, px, mixed(first, WHITE, 0.72), (w / 2, top), "title", effects={"glow": hexed(first)})
     small = page.fit([under], other, 0.7 * w, 0.09 * h)
-    page.line(under, other, small, mixed(second, WHITE, 0.72), (w / 2, top + 0.95 * px + small), "under", effects={"glow": hexed(second)})
+    page.line(
+        under,
+        other,
+        small,
+        mixed(second, WHITE, 0.72),
+        (w / 2, top + 0.95 * px + small),
+        "under",
+        effects={"glow": hexed(second)},
+    )
     if draw.chance(0.6):
         edge = 0.08 * w
         page.shape("neonframe", second, edge, top - px * 0.95, w - 2 * edge, 2.6 * px + 2 * small, 4)
@@ -458,8 +530,8 @@ def _carrier(
         ink = draw.pick(inks)
         page.say = {"carrier": "panel", "paper": hexed(color), "ink": hexed(ink)}
         return ink, {}
-    board, inks = draw.pick(BOARDS)
-    ink = draw.pick(readable(inks, (luminance(board),)))
+    board, fitting = draw.pick(BOARDS)
+    ink = draw.pick(readable(fitting, (luminance(board),)))
     kind = draw.pick(("wood", "wood", "wall")) if board in WOODS else draw.pick(("solid", "paper", "wall"))
     _plane(page, box, {"kind": kind, "c": hexed(board), "c2": hexed(mixed(board, BLACK, 0.12))}, 8)
     edge = max(2, px // 16)

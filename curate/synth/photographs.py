@@ -1,8 +1,8 @@
 """Photographs that text is put on: kept rows of a store without text, pictures of a folder, or installed samples.
 
-All of them are written, upright and scaled down, into one Arrow file beside the shards: a spec is rendered again from it
-when the store has gone, and workers map it into memory together. No mirror image is ever used: a photograph may show
-text after all.
+All of them are written, upright and scaled down, into one Arrow file beside the shards: a spec is rendered again from
+it when the store has gone, and workers map it into memory together. No mirror image is ever used: a photograph may
+show text after all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,6 +71,20 @@ class Photograph:
     en: str
     zh: str
     avoid: tuple[Box, ...]
+
+    @cached_property
+    def texture(self) -> npt.NDArray[np.int64]:
+        """Running sums of the thumbnail's gradient, after a row and a column of zeros; faces and text are high."""
+        luma = np.asarray(cv2.cvtColor(self.thumb, cv2.COLOR_RGB2GRAY), np.int32)
+        energy = np.zeros(luma.shape, np.int32)
+        energy[:, 1:] += np.abs(np.diff(luma, axis=1))
+        energy[1:, :] += np.abs(np.diff(luma, axis=0))
+        high, wide = luma.shape[0], luma.shape[1]
+        for left, top, right, bottom in self.avoid:
+            energy[int(top * high) : int(bottom * high) + 1, int(left * wide) : int(right * wide) + 1] = 2000
+        sums = np.zeros((high + 1, wide + 1), np.int64)
+        sums[1:, 1:] = energy.cumsum(0).cumsum(1)
+        return sums
 
 
 class Photographs:
@@ -156,7 +170,7 @@ def _of_store(uri: str, side_px: int, most: int) -> Iterator[dict[str, object]]:
                 (min(b[::2]) / width, min(b[1::2]) / height, max(b[::2]) / width, max(b[1::2]) / height)
                 for b in texts or ()
             ]
-            # The facts engine tells colours and light, which a sign over them makes wrong, and says that text is absent.
+            # The facts engine tells colours and light, which a sign over them makes wrong.
             told = engine not in (None, "facts")
             yield from _row(row_id, bytes_, _first(en) if told else "", _first(zh) if told else "", avoid, side_px)
 

@@ -41,7 +41,7 @@ class Glyph:
 
 @dataclass
 class Rendered:
-    """A drawn picture. `ink` is the coverage of all glyphs, 0..255; `labels` the number of the glyph plus one, if asked."""
+    """A drawn picture. `ink` is the coverage of all glyphs, 0..255; `labels` each glyph's number from 1, if asked."""
 
     rgb: Bytes
     ink: Bytes
@@ -190,12 +190,15 @@ def _tile(kind: str, strength: int) -> tuple[Bytes, Bytes]:
     """A texture: what is added to a ground and what is taken away, 8-bit values, their deviation about `strength`."""
     noise = np.random.Generator(np.random.PCG64(20240709))
     fine = noise.standard_normal((TILE_PX, TILE_PX), dtype=np.float32)
+    field_: Any
     if kind == "grain":
         field_ = cv2.GaussianBlur(fine, (3, 3), 0.6)
     elif kind == "paper":
         field_ = cv2.GaussianBlur(fine, (0, 0), 1.2) / 0.25 + cv2.GaussianBlur(fine[::-1], (0, 0), 9) / 0.03
     elif kind == "wall":
-        field_ = fine * 0.5 + cv2.GaussianBlur(fine[::-1], (0, 0), 3) / 0.1 + cv2.GaussianBlur(fine.T, (0, 0), 40) / 0.007
+        field_ = (
+            fine * 0.5 + cv2.GaussianBlur(fine[::-1], (0, 0), 3) / 0.1 + cv2.GaussianBlur(fine.T, (0, 0), 40) / 0.007
+        )
     elif kind == "wood":
         rows = cv2.GaussianBlur(fine, (0, 0), sigmaX=60, sigmaY=1.1)
         field_ = rows / rows.std() + 0.5 * cv2.GaussianBlur(fine[::-1], (0, 0), sigmaX=120, sigmaY=7) / 0.02
@@ -276,11 +279,12 @@ def _rounded(x: int, y: int, w: int, h: int, radius: int) -> npt.NDArray[np.int3
     if radius < 1:
         return np.array([[x, y], [x + w - 1, y], [x + w - 1, y + h - 1], [x, y + h - 1]], np.int32)
     points = []
-    for cx, cy, start in ((w - radius - 1, radius, -90), (w - radius - 1, h - radius - 1, 0), (radius, h - radius - 1, 90), (radius, radius, 180)):  # fmt: skip
+    far_x, far_y = w - radius - 1, h - radius - 1
+    for cx, cy, start in ((far_x, radius, -90), (far_x, far_y, 0), (radius, far_y, 90), (radius, radius, 180)):
         for step in range(7):
             angle = math.radians(start + 15 * step)
             points.append([x + cx + radius * math.cos(angle), y + cy + radius * math.sin(angle)])
-    return np.rint(np.array(points)).astype(np.int32)
+    return np.asarray(np.rint(points), np.int32)
 
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -369,7 +373,7 @@ def _line(sheet: _Sheet, line: dict[str, Any], face: Face, shade: Reals | None) 
                 _label(sheet.labels, bits, (cx, cy), (ox, oy), angle, len(sheet.glyphs))
     sheet.lines.append(_line_quad(cells, line["d"] == "v"))
     ink = sheet.ink[y0:y1, x0:x1]
-    if cv2.countNonZero(cv2.bitwise_and(cv2.compare(ink, 64, cv2.CMP_GT), cv2.compare(mask, 64, cv2.CMP_GT))):
+    if int(cv2.min(ink, mask).max(initial=0)) > 64:
         sheet.overlap = True
     np.maximum(ink, mask, out=ink)
     _paint(sheet.rgb[y0:y1, x0:x1], mask, line, None if shade is None else shade[y0:y1, x0:x1])
@@ -397,7 +401,9 @@ def _paste(mask: Bytes, bits: Bytes, x: int, y: int) -> None:
         np.maximum(on, bits[b - y : d - y, a - x : c - x], out=on)
 
 
-def _turned(bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float) -> tuple[Bytes, int, int]:
+def _turned(
+    bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float
+) -> tuple[Bytes, int, int]:
     """A bitmap turned around the middle of its cell, and where its corner is."""
     cos, sin = math.cos(angle), math.sin(angle)
     high, wide = bits.shape
@@ -460,7 +466,9 @@ def _line_quad(cells: list[Quad], vertical: bool) -> Quad:
     straight = np.array([first[0], first[1], last[2], last[3]] if vertical else [first[0], last[1], last[2], first[3]])
     points = np.concatenate(cells)
     hull = cv2.convexHull(straight.astype(np.float32))
-    if all(cv2.pointPolygonTest(hull, (float(x), float(y)), True) >= -1.5 for x, y in points[:: max(1, len(points) // 24)]):
+    if all(
+        cv2.pointPolygonTest(hull, (float(x), float(y)), True) >= -1.5 for x, y in points[:: max(1, len(points) // 24)]
+    ):
         return straight.astype(np.float32)
     low, high = points.min(0), points.max(0)
     return np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]], np.float32)
@@ -470,13 +478,15 @@ def _paint(rgb: Bytes, mask: Bytes, line: dict[str, Any], shade: Reals | None) -
     """Lay the colour of a line over the pixels, in the order shadow, glow, outline, ink."""
     if "sh" in line:
         dx, dy, blur, percent = line["sh"]
-        _cover(rgb, _moved(np.asarray(cv2.GaussianBlur(mask, (0, 0), blur), np.uint8), dx, dy), (0, 0, 0), percent / 100)
+        _cover(
+            rgb, _moved(np.asarray(cv2.GaussianBlur(mask, (0, 0), blur), np.uint8), dx, dy), (0, 0, 0), percent / 100
+        )
     if "glow" in line:
         _glow(rgb, mask, colored(line["glow"]), line["s"] / 7)
     if "out" in line:
-        width, color = line["out"]
+        width, edge = line["out"]
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-        _cover(rgb, np.asarray(cv2.dilate(mask, kernel), np.uint8), colored(color))
+        _cover(rgb, np.asarray(cv2.dilate(mask, kernel), np.uint8), colored(edge))
     color: Any = colored(line["c"])
     if "grad" in line:
         first, last = np.array(color, np.float32), np.array(colored(line["grad"]), np.float32)
@@ -494,7 +504,7 @@ def _cover(rgb: Bytes, mask: Bytes, color: Any, strength: float = 1.0) -> None:
     """
     share = mask.astype(np.uint16)
     if strength < 1:
-        share = (share * round(256 * strength)) >> 8
+        share = np.asarray((share * round(256 * strength)) >> 8, np.uint16)
     rest = 255 - share
     for channel in range(3):
         plane = rgb[..., channel]
@@ -550,15 +560,17 @@ def _shift(x: float, y: float) -> npt.NDArray[np.float64]:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
-def _through(matrix: npt.NDArray[np.float64], quad: Quad) -> Quad:
+def _through(matrix: Any, quad: Quad) -> Quad:
     return np.asarray(cv2.perspectiveTransform(quad[None], matrix)[0], np.float32)
 
 
 def _light(below: Bytes, percent: int) -> Bytes:
     """What the light of the surroundings does to a plane, about 128: their large shapes, a little more from above."""
     high, wide = below.shape[:2]
-    luma = cv2.cvtColor(cv2.resize(below, (16, 16), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    luma = cv2.GaussianBlur(luma, (0, 0), 3)
+    luma = cv2.cvtColor(cv2.resize(below, (16, 16), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(
+        np.float32
+    )
+    luma = np.asarray(cv2.GaussianBlur(luma, (0, 0), 3), np.float32)
     field_ = 1 + percent / 100 * np.clip(luma / max(1.0, float(luma.mean())) - 1, -0.6, 0.6)
     field_ *= np.linspace(1.05, 0.93, 16, dtype=np.float32)[:, None]
     gain = cv2.resize(np.rint(128 * field_).astype(np.uint8), (wide, high), interpolation=cv2.INTER_LINEAR)

@@ -1,7 +1,7 @@
 """One sample: attempts until a spec is drawn that keeps every promise, or a reason why there is none.
 
-    row = sample(world, seed=1, index=17)
-    row = rendered_again(world, row["synth_spec"])      # a data loader's way from specs alone
+row = sample(world, seed=1, index=17)
+row = rendered_again(world, row["synth_spec"])      # a data loader's way from specs alone
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     DIR/shards/synth-00000.parquet ...
     DIR/manifest.json          seed, recipe, faces, versions, counts, hashes
 
-A shard is put in place whole. A second call makes what is missing: a kill costs the shards under way, and a larger N adds
-shards. The bytes of a shard depend on the recipe, the seed and the machine's fonts and libraries, not on the workers.
+A shard is put in place whole. A second call makes what is missing: a kill costs the shards under way, and a larger N
+adds shards. The bytes of a shard depend on recipe, seed, fonts and libraries, not on the workers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,17 @@ from curate.synth.sample import SCHEMA, SPEC_SCHEMA, sample
 from curate.synth.spec import SPEC_VERSION, Synth, World, sizes
 
 ROW_GROUP_ROWS = 128
-MADE_OF = ("backgrounds", "photographs", "fonts", "system_fonts", "lexicon", "words", "block", "quarantine", "rows_per_shard")
+MADE_OF = (
+    "backgrounds",
+    "photographs",
+    "fonts",
+    "system_fonts",
+    "lexicon",
+    "words",
+    "block",
+    "quarantine",
+    "rows_per_shard",
+)
 
 
 def load_recipe(path: str | None, overrides: Iterable[str] = ()) -> Synth:
@@ -76,6 +86,7 @@ def generate(out: Path, rows: int, seed: int, synth: Synth, workers: int, specs_
 
 def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
     """Lexicon, faces and photographs; the first and the last are kept in `out` and found there again."""
+    quarantine = read_quarantine(synth.quarantine)
     out.mkdir(parents=True, exist_ok=True)
     described = out / "synth.toml"
     text = to_toml(synth, seed)
@@ -97,14 +108,14 @@ def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
         side = max(min(pair) for pair in sizes(synth))
         count = photographs.collect(synth.backgrounds, out / "photographs.arrow", side, synth.photographs)
         if not count and synth.composed:
-            console.print("no photographs: the tier `composed` is left out; name some with --backgrounds", highlight=False)
+            console.print(
+                "no photographs: the tier `composed` is left out; name some with --backgrounds", highlight=False
+            )
     folder = Path(synth.fonts) if synth.fonts else None
     faces = fonts.find(lexicon.characters(), folder, synth.system_fonts)
     if before is text:
         described.write_text(text, "utf-8")
-    return World(
-        lexicon, faces, photographs.Photographs(out / "photographs.arrow"), synth, read_quarantine(synth.quarantine)
-    )
+    return World(lexicon, faces, photographs.Photographs(out / "photographs.arrow"), synth, quarantine)
 
 
 def open_world(out: Path) -> World:
@@ -120,7 +131,9 @@ def open_world(out: Path) -> World:
     for face in faces:
         lacking.pop(face.id, None)
     if lacking:
-        raise CurateError(f"{out}: fonts of this run are not installed in the same version: {', '.join(lacking.values())}")
+        raise CurateError(
+            f"{out}: fonts of this run are not installed in the same version: {', '.join(lacking.values())}"
+        )
     pictures = photographs.Photographs(out / "photographs.arrow")
     return World(lexicon, faces, pictures, synth, read_quarantine(synth.quarantine))
 
@@ -245,15 +258,27 @@ def write_manifest(out: Path, world: World, seed: int, rows: int, digest: str, s
     counts: dict[str, Counter[str]] = {key: Counter() for key in ("tier", "layout", "attempts", "reason", "language")}
     refused, characters, shards = 0, Counter[str](), []
     for path in sorted((out / "shards").glob("synth-*.parquet")):
-        columns = ["synth_tier", "synth_layout", "synth_attempts", "synth_reason", "synth_refused", "synth_texts", "language"]
+        columns = [
+            "synth_tier",
+            "synth_layout",
+            "synth_attempts",
+            "synth_reason",
+            "synth_refused",
+            "synth_texts",
+            "language",
+        ]
         table = pq.read_table(path, columns=columns)
         for row in table.to_pylist():
-            for key, column in zip(counts, ("synth_tier", "synth_layout", "synth_attempts", "synth_reason", "language"), strict=True):
+            for key, column in zip(
+                counts, ("synth_tier", "synth_layout", "synth_attempts", "synth_reason", "language"), strict=True
+            ):
                 if row[column] is not None:
                     counts[key][str(row[column])] += 1
             refused += row["synth_refused"]
             characters.update("".join(row["synth_texts"] or ()))
-        shards.append({"shard": path.name, "rows": table.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        shards.append(
+            {"shard": path.name, "rows": table.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        )
     floor = [characters[character] for character in words.FLOOR]
     manifest = {
         "seed": seed, "rows": sum(shard["rows"] for shard in shards), "specs_only": specs_only, "world": digest,
@@ -262,7 +287,8 @@ def write_manifest(out: Path, world: World, seed: int, rows: int, digest: str, s
         "characters": {"distinct": len(characters), "of_gb2312": sum(map(bool, floor)), "least": min(floor),
                        "total": sum(characters.values())},
         "lexicon": {"words": len(world.lexicon.words), "source": world.lexicon.source, "sha256": world.lexicon.sha256},
-        "faces": [{"id": face.id, "family": face.family, "style": face.style, "kind": face.kind, "file": Path(face.path).name,
+        "faces": [{"id": face.id, "family": face.family, "style": face.style, "kind": face.kind,
+                   "file": Path(face.path).name,
                    "index": face.index, "sha256": face.sha256, "missing": len(face.missing)} for face in world.faces],
         "photographs": len(world.photographs.items), "versions": versions(), "shards": shards,
     }  # fmt: skip

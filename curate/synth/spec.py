@@ -2,10 +2,10 @@
 
     spec = draw_spec(world, seed=1, index=17, attempt=0)
 
-A spec is a display list: a ground, shapes, lines of text, perhaps a plane (a panel or sign that the shapes and lines
-lie on and that is laid over the ground in perspective) and the finish. Coordinates are px of the picture or plane;
-colours are RRGGBB; a line's face is named by content hash and number. No measure of a glyph enters it, so that equal
-worlds give equal specs on every platform; what it looks like is render.py's business, whether that is legible check.py's.
+A spec is a display list: a ground, shapes, lines of text, perhaps a plane (a sign that the shapes and lines lie on and
+that is laid over the ground in perspective) and the finish. Coordinates are px of the picture or plane; colours are
+RRGGBB; a line's face is named by content hash and number. No measure of a glyph enters it, so that equal worlds give
+equal specs on every platform. What it looks like is render.py's business, whether that can be read check.py's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 
 from curate.errors import UsageError
@@ -38,11 +37,15 @@ Spec = dict[str, Any]
 class Synth:
     """The section [synth] of a recipe."""
 
-    backgrounds: str = knob("", "store or folder with photographs; empty: those of installed packages, if there are any")
+    backgrounds: str = knob(
+        "", "store or folder with photographs; empty: those of installed packages, if there are any"
+    )
     photographs: int = knob(1000, "photographs taken from it, at most", at_least=0)
     fonts: str = knob("", "folder of font files, beside those that fontconfig finds")
     system_fonts: bool = knob(True, "whether fontconfig's fonts are used")
-    lexicon: str = knob("jieba", "jieba, wordfreq, a lexicon that was saved, or a corpus: counted words or running text")
+    lexicon: str = knob(
+        "jieba", "jieba, wordfreq, a lexicon that was saved, or a corpus: counted words or running text"
+    )
     words: int = knob(50_000, "words of the lexicon, the most frequent ones", at_least=1)
     block: str = knob("", "file of further entries that no word may hold, one a line")
     quarantine: str = knob("", "quarantine.json of an earlier run: what OCR could not read is not drawn again")
@@ -81,7 +84,9 @@ def sizes(synth: Synth) -> list[tuple[int, int]]:
     found = [re.fullmatch(r"(\d+)x(\d+)", word) for word in synth.sizes.replace(",", " ").split()]
     pairs = [(int(match[1]), int(match[2])) for match in found if match]
     if not pairs or len(pairs) != len(found) or any(not 256 <= side <= 4096 for pair in pairs for side in pair):
-        raise UsageError(f"synth.sizes = {synth.sizes!r}: write WIDTHxHEIGHT, px from 256 to 4096, e.g. 512x512 448x576")
+        raise UsageError(
+            f"synth.sizes = {synth.sizes!r}: write WIDTHxHEIGHT, px from 256 to 4096, e.g. 512x512 448x576"
+        )
     return pairs
 
 
@@ -181,6 +186,8 @@ class Page:
 
     def face(self, kinds: tuple[str, ...] = (), bold: bool | None = None, px: float = 4096) -> Face:
         """A face for text of `px`: first its kind is drawn, so that many faces of one kind do not crowd out others."""
+        if self.attempt >= 3:  # small pictures have no room for faces that need large type
+            px = min(px, min(face.min_px for face in self.world.faces))
         faces = [face for face in self.world.faces if face.min_px <= px] or list(self.world.faces)
         faces = [face for face in faces if not kinds or face.kind in kinds] or faces
         faces = [face for face in faces if bold is None or face.bold == bold] or faces
@@ -199,7 +206,9 @@ class Page:
         return self.draw.pick(alike or able)
 
     def fit(self, texts: list[str], face: Face, width: float, most: float) -> int:
-        """The largest size, px, at which every text is at most `width` long, no more than `most`; Unfit below the least."""
+        """The largest size up to `most`, px, at which no text is longer than `width`; Unfit below the face's least."""
+        if self.attempt >= 3:
+            most = max(most, face.min_px)
         px = int(min(most, *(width / ems(text) for text in texts)))
         if px < face.min_px:
             raise Unfit("too_small")
@@ -211,8 +220,8 @@ class Page:
     ) -> None:  # fmt: skip
         """Add a line. `at` is the middle of its middle, or of its left (`l`) or right (`r`) end.
 
-        `way` is h (from the left), v (from above). `effects`: out [width, colour], sh [dx, dy, blur, percent], grad
-        colour, glow colour, turn (tenths of a degree), arc (radius, px; negative bends up), gap (px between characters).
+        `way` is h (from the left) or v (from above). `effects`: out [width, colour], sh [dx, dy, blur, percent], grad
+        colour, glow colour, turn (tenths of a degree), arc (radius, px), gap (px between characters).
         """
         line = {"t": text, "f": face.id, "s": px, "c": hexed(color), "at": [round(at[0]), round(at[1])], "r": role}
         line |= {"d": way, "al": align, **(effects or {})}
@@ -262,7 +271,7 @@ class Page:
         return float(values[int(0.05 * (values.size - 1))]), float(values[int(0.95 * (values.size - 1))])
 
     def crop(self) -> tuple[int, int, int, int]:
-        """A part of the photograph in the picture's aspect, at least 3/4 of the largest one: left, top, width, height."""
+        """A part of the photograph in the picture's aspect, over 3/4 of the largest one: left, top, width, height."""
         assert self.photograph is not None
         wide, high = self.photograph.width, self.photograph.height
         scale = min(wide / self.width, high / self.height) * self.draw.real(0.78, 1.0)
@@ -275,7 +284,8 @@ class Page:
         One of the three calmest of 24 places; the texture is the gradient of the thumbnail's luma.
         """
         assert self.photograph is not None
-        sums, scale = _texture(self.photograph)
+        sums = self.photograph.texture
+        scale = self.photograph.thumb.shape[1] / self.photograph.width
         zoom = crop[2] / self.width
         margin = round(0.03 * self.side)
         found = []
@@ -290,25 +300,6 @@ class Page:
             found.append((energy / ((c - a) * (d - b)), left, top))
         _, left, top = self.draw.pick(sorted(found)[:3])
         return left, top
-
-
-_TEXTURES: dict[str, tuple[Any, float]] = {}
-
-
-def _texture(photograph: Photograph) -> tuple[Any, float]:
-    """Running sums of the texture of a photograph's thumbnail, and its px for one px of the photograph."""
-    if photograph.id not in _TEXTURES:
-        luma = cv2.cvtColor(photograph.thumb, cv2.COLOR_RGB2GRAY).astype(np.int16)
-        energy = np.zeros(luma.shape, np.int32)
-        energy[:, 1:] += np.abs(np.diff(luma, axis=1))
-        energy[1:, :] += np.abs(np.diff(luma, axis=0))
-        high, wide = energy.shape
-        for left, top, right, bottom in photograph.avoid:
-            energy[int(top * high) : int(bottom * high) + 1, int(left * wide) : int(right * wide) + 1] = 2000
-        sums = np.zeros((high + 1, wide + 1), np.int64)
-        sums[1:, 1:] = energy.cumsum(0).cumsum(1)
-        _TEXTURES[photograph.id] = sums, wide / photograph.width
-    return _TEXTURES[photograph.id]
 
 
 ENGLISH = (

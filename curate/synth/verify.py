@@ -46,7 +46,9 @@ MARGIN = 0.14  # around a cut line, in units of its height
 LINE_PX = 48  # height of OCR's input
 CHUNK = 20
 # Marks that OCR writes in another width than the picture does.
-SAME = str.maketrans({"￥": "¥", "：": ":", "，": ",", "（": "(", "）": ")", "！": "!", "？": "?", "“": '"', "”": '"', "。": "."})
+SAME = str.maketrans(
+    {"￥": "¥", "：": ":", "，": ",", "（": "(", "）": ")", "！": "!", "？": "?", "“": '"', "”": '"', "。": "."}
+)
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def read_row(ocr: RapidOcr, world: World, row: dict[str, Any]) -> tuple[list[Rea
     strays = check.strays(drawn)
     lines = [_read_line(ocr, world, spec, drawn, pixels, number) for number in range(len(spec["lines"]))]
     return lines, Row(
-        spec["index"], len(drawn.glyphs), sum(value < AFTER for value in contrasts), sum(share > 0.005 for share in strays),
-        min(contrasts), row["image"] is None or row["image"] == data,
+        spec["index"], len(drawn.glyphs), sum(value < AFTER for value in contrasts),
+        sum(share > 0.005 for share in strays), min(contrasts), row["image"] is None or row["image"] == data,
     )  # fmt: skip
 
 
@@ -170,7 +172,8 @@ def summary(reads: list[Read], rows: list[Row]) -> dict[str, Any]:
         "clean_cer": _share(sum(read.clean_edits for read in reads), characters),
         "scene_cer": _share(sum(read.scene_edits for read in reads), characters),
         "paired_cer": _share(sum(read.scene_edits for read in paired), paired_characters),
-        "glyphs": glyphs, "faint": sum(row.faint for row in rows), "least_contrast": min((r.least for r in rows), default=0),
+        "glyphs": glyphs, "faint": sum(row.faint for row in rows),
+        "least_contrast": min((r.least for r in rows), default=0),
         "strays": sum(row.strays for row in rows), "inside_share": _share(glyphs - sum(r.strays for r in rows), glyphs),
         "same_bytes": sum(row.same_bytes for row in rows),
         "by": {key: _by(paired, key) for key in ("tier", "layout", "face", "effect", "size")},
@@ -309,5 +312,3 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
     partial.replace(path)
-
-

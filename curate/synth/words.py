@@ -96,7 +96,9 @@ def load(path: Path) -> Lexicon:
             continue
         word, _, count = line.partition("\t")
         if not count.isdigit() or not word:
-            raise UsageError(f"{path}, line {number}: {line!r} is not word<tab>count; make one with: curate synth lexicon")
+            raise UsageError(
+                f"{path}, line {number}: {line!r} is not word<tab>count; make one with: curate synth lexicon"
+            )
         words.append(word)
         counts.append(int(count))
     if not words:
@@ -222,7 +224,7 @@ def _corpus(path: Path) -> Iterable[tuple[str, int]]:
         return [(match[1], int(match[2])) for match in matches if match]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jieba's source has escapes that Python 3.12 frowns at
-        import jieba  # type: ignore[import-untyped]
+        import jieba
     jieba.setLogLevel("ERROR")
     counts: Counter[str] = Counter()
     for line in lines:
@@ -232,7 +234,7 @@ def _corpus(path: Path) -> Iterable[tuple[str, int]]:
 
 def _simplified(words: list[str]) -> list[str]:
     try:
-        from opencc import OpenCC  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from opencc import OpenCC
     except ImportError:
         raise UsageError(f"OpenCC, which makes words Simplified, is not installed: {INSTALL}") from None
     converted: list[str] = OpenCC("t2s").convert("\n".join(words)).split("\n")

@@ -1,0 +1,650 @@
+"""Rendered text: words and their rare characters, faces, specs, every glyph in its place, captions, round trip."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from curate import cli, pipeline
+from curate.errors import UsageError
+from curate.progress import Display
+from curate.read import InputSpec, discover
+from curate.recipe import from_tables
+from curate.store import Store
+from curate.synth import captions, check, colors, fonts, layouts, photographs, verify, words
+from curate.synth.again import Specs
+from curate.synth.draw import Draw
+from curate.synth.fonts import Face
+from curate.synth.photographs import Photographs
+from curate.synth.render import Glyph, Rendered, clean, encode, render
+from curate.synth.sample import sample
+from curate.synth.shards import generate, load_recipe, open_world
+from curate.synth.spec import Page, Synth, Unfit, World, digest, draw_spec, ems, to_json
+from curate.synth.words import FLOOR, LEVEL_1, Lexicon, Words
+from workers.ocr import RapidOcr
+
+QUIET = Console(file=io.StringIO())
+FONTS = (
+    Path("/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc"),
+    Path("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc"),
+)
+# Frequent words, and three that hold characters of GB2312's second level.
+SMALL = [
+    "中国",
+    "人民",
+    "城市",
+    "图书馆",
+    "花园",
+    "咖啡",
+    "音乐",
+    "大学",
+    "春天",
+    "月亮",
+    "山水",
+    "书店",
+    "茶",
+    "火车站",
+    "苹果",
+    "设计",
+    "生活",
+    "朋友",
+    "海洋",
+    "琵琶",
+    "朦胧",
+    "蜻蜓",
+]
+
+
+def small_lexicon() -> Lexicon:
+    return Lexicon(tuple(SMALL), tuple(range(1000, 1000 - 40 * len(SMALL), -40)), "test")
+
+
+def paper_face(number: int = 0, missing: str = "", kind: str = "sans") -> Face:
+    """A face of which only the facts are looked at."""
+    return Face(f"/no/{number}.ttf", 0, f"Paper {number}", "Regular", kind, f"{number:064x}", missing)
+
+
+@pytest.fixture(scope="module")
+def font_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with those of two Chinese fonts that are installed; what is known of them is cached beside it."""
+    folder = tmp_path_factory.mktemp("fonts")
+    found = [path for path in FONTS if path.exists()]
+    if not found:
+        pytest.skip(f"no Chinese font installed: {fonts.INSTALL}")
+    for path in found:
+        (folder / path.name).symlink_to(path)
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    yield folder
+    os.environ.pop("XDG_CACHE_HOME")
+    if before is not None:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, font_folder: Path) -> Path:
+    """The folder of a run of 40 rows in shards of 16, made by one process."""
+    folder = tmp_path_factory.mktemp("synth") / "out"
+    small_lexicon().save(folder.parent / "words.tsv")
+    generate(folder, 40, 3, recipe(folder.parent, font_folder), 1, False, QUIET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(made: Path) -> World:
+    return open_world(made)
+
+
+def recipe(folder: Path, font_folder: Path) -> Synth:
+    return Synth(
+        lexicon=str(folder / "words.tsv"),
+        fonts=str(font_folder),
+        system_fonts=False,
+        rows_per_shard=16,
+        sizes="384x384",
+    )
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+def table(folder: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((folder / "shards").glob("*.parquet"))]
+    ).to_pylist()
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+
+
+def test_keyed_numbers_are_the_same_everywhere() -> None:
+    draw = Draw("sample", 1, 17)
+    assert [draw.whole(0, 9999) for _ in range(5)] == KNOWN_NUMBERS
+    assert Draw("sample", 1, 17).unit() != Draw("sample", 11, 7).unit()
+
+
+KNOWN_NUMBERS = [4556, 6992, 6232, 6654, 742]
+
+
+def test_gb2312_has_its_6763_characters() -> None:
+    assert len(set(FLOOR)) == 6763
+    assert len(LEVEL_1) == 3755
+    assert (LEVEL_1[0], LEVEL_1[-1], FLOOR[-1]) == ("啊", "座", "齄")
+
+
+def test_a_lexicon_keeps_simplified_chinese_words_and_no_names(tmp_path: Path) -> None:
+    lines = [
+        "漢字 90",
+        "城市 80",
+        "周杰伦 70",
+        "妓女 60",
+        "OK 50",
+        "城市abc 40",
+        "一二三四五六七八九 30",
+        "月亮 20",
+        "花园 10",
+    ]
+    corpus = tmp_path / "counts.txt"
+    corpus.write_text("\n".join(lines), "utf-8")
+    built = words.build(str(corpus), block=["月"])
+    assert built.words == ("汉字", "城市", "花园")
+    assert built.counts == (90, 80, 10)
+    built.save(tmp_path / "lexicon.tsv")
+    assert words.load(tmp_path / "lexicon.tsv").sha256 == built.sha256
+
+
+def test_a_corpus_of_running_text_is_cut_into_words(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("我们在图书馆看书。\n图书馆很大。\n", "utf-8")
+    built = words.build(str(tmp_path / "text.txt"))
+    assert built.words[0] == "图书馆"
+    assert built.counts[0] == 2
+
+
+def test_every_rare_character_has_its_turn_once_in_6763() -> None:
+    seen = Counter(Words(small_lexicon(), 7, index, Draw("d", index)).rare(1) for index in range(6763))
+    assert set(seen) == set(FLOOR)
+    assert set(seen.values()) == {1}
+
+
+def test_a_rare_character_comes_in_a_word_where_there_is_one() -> None:
+    lexicon = small_lexicon()
+    drawn = {Words(lexicon, 7, index, Draw("d", index)).rare(3) for index in range(6763)}
+    assert {"琵琶", "朦胧", "蜻蜓"} <= drawn
+    assert "琵" not in drawn
+
+
+def test_a_fifth_of_the_words_are_for_rare_characters() -> None:
+    lexicon = small_lexicon()
+    turns = characters = 0
+    for index in range(3000):
+        drawn = Words(lexicon, 1, index, Draw("d", index))
+        texts = drawn.lines([(2, 6), (4, 8)])
+        assert all(2 <= len(texts[0]) <= 6 and 4 <= len(text) <= 8 for text in texts[1:])
+        turns += drawn.turns
+        characters += sum(map(len, texts))
+    assert turns / (characters / words.WORD_CHARACTERS) == pytest.approx(0.2, abs=0.01)
+
+
+def test_coverage_counts_the_characters_of_gb2312() -> None:
+    counts = words.coverage(["中国中", None, "OK齄"])
+    assert (counts["中"], counts["国"], counts["齄"], counts["啊"], len(counts)) == (2, 1, 1, 0, 6763)
+
+
+# -------------------------------------------------------------------------------------------------------------- fonts
+
+
+def test_the_simplified_face_of_a_collection_is_taken(font_folder: Path) -> None:
+    found = {face.family: face for face in fonts.find(FLOOR, font_folder, system=False)}
+    assert not any("JP" in family or "Mono" in family for family in found)
+    if FONTS[0].exists():
+        assert found["Noto Sans CJK SC"].index == 2
+    assert all(face.covers(FLOOR) for face in found.values())
+
+
+def test_a_character_that_draws_nothing_or_what_many_draw_is_not_covered(tmp_path: Path) -> None:
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    def box(width: int) -> object:
+        pen = TTGlyphPen(None)
+        if width:
+            pen.moveTo((50, 0)), pen.lineTo((50, 700)), pen.lineTo((50 + width, 700)), pen.lineTo((50 + width, 0))
+            pen.closePath()
+        return pen.glyph()
+
+    shared = "春夏秋冬东南西北中上下"  # eleven characters of one shape
+    shapes = {"一": 0, "二": 300, "三": 500, **dict.fromkeys(shared, 400)}
+    names = [".notdef", *(f"u{ord(c):x}" for c in shapes)]
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(c): f"u{ord(c):x}" for c in shapes})
+    builder.setupGlyf(dict(zip(names, [box(850), *map(box, shapes.values())], strict=True)))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 50)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
+    builder.setupPost()
+    builder.save(tmp_path / "test.ttf")
+    assert set(fonts._missing(tmp_path / "test.ttf", 0, "一二三四" + shared)) == {"一", "四", *shared}
+
+
+def test_without_a_chinese_font_the_error_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="apt-get install fonts-noto-cjk"):
+        fonts.find("国", tmp_path, system=False)
+
+
+def test_a_face_that_lacks_one_character_is_refused_and_counted() -> None:
+    whole, lacking = paper_face(1), paper_face(2, missing="国")
+    page = Page(World(small_lexicon(), (whole, lacking), Photographs(None)), Draw("d"), None, 320, 320, 0)  # type: ignore[arg-type]
+    assert page.able(lacking, "大学") is lacking
+    assert page.able(lacking, "中国") is whole
+    assert page.refused == 1
+    with pytest.raises(Unfit, match="no_font"):
+        Page(World(small_lexicon(), (lacking,), Photographs(None)), Draw("d"), None, 320, 320, 0).able(lacking, "国")  # type: ignore[arg-type]
+
+
+def test_a_row_that_no_font_can_draw_is_infeasible_with_its_reasons() -> None:
+    nothing = World(Lexicon(("国",), (1,), "test"), (paper_face(1, missing=FLOOR),), Photographs(None))
+    row = sample(nothing, 1, 5)
+    assert row["image"] is None
+    assert row["synth_index"] == 5
+    assert set(row["synth_reason"].split()) <= {"no_font", "too_small", "too_large"}
+    assert "no_font" in row["synth_reason"]
+
+
+# -------------------------------------------------------------------------------------------------------------- specs
+
+
+def test_specs_do_not_depend_on_platform_or_libraries() -> None:
+    paper = World(small_lexicon(), (paper_face(1), paper_face(2, kind="kai")), Photographs(None))
+    digests = []
+    for index in range(40):
+        with contextlib.suppress(Unfit):
+            digests.append(digest(draw_spec(paper, 1, index)))
+    assert len(digests) > 30
+    import hashlib
+
+    assert hashlib.sha256("".join(digests).encode()).hexdigest()[:16] == KNOWN_SPECS
+
+
+KNOWN_SPECS = "28e6cf085a82755b"
+
+
+def test_specs_are_small_and_whole(made: Path) -> None:
+    for row in table(made):
+        text = str(row["synth_spec"])
+        assert len(text.encode()) < 2048
+        assert to_json(json.loads(text)) == text
+        assert digest(json.loads(text)) == row["synth_spec_sha"]
+
+
+def test_a_sample_is_the_same_in_any_order(made: Path, world: World) -> None:
+    rows = table(made)
+    for index in (31, 4, 17):
+        assert sample(world, 3, index)["image"] == rows[index]["image"]
+
+
+def test_themes_and_boards_can_be_read() -> None:
+    for ground, ink, second, _ in layouts.THEMES:
+        for color in (ink, second):
+            assert colors.ratio(colors.luminance(ground), colors.luminance(color)) >= colors.BEFORE
+    for board, inks in layouts.BOARDS:
+        assert colors.readable(inks, (colors.luminance(board),)), board
+
+
+def test_quarantined_cells_are_not_drawn(world: World, made: Path) -> None:
+    from curate.synth.spec import cell
+
+    def cells(row: dict[str, object]) -> set[tuple[str, str, str]]:
+        spec = json.loads(str(row["synth_spec"]))
+        return {cell(spec, line, world.by_id[line["f"]]) for line in spec["lines"]}
+
+    every = [cells(row) for row in table(made)]
+    bad = Counter(found for row in every for found in row).most_common(1)[0][0]
+    careful = dataclasses.replace(world, quarantine=frozenset({bad}))
+    touched = [index for index, row in enumerate(every) if bad in row][:6]
+    for index in touched:
+        again = sample(careful, 3, index, encoded=False)
+        assert again["synth_reason"] or bad not in cells(again)
+
+
+# ----------------------------------------------------------------------------------------------------- pixels and quads
+
+
+def test_every_glyph_lies_in_its_quad_and_can_be_read(world: World, made: Path) -> None:
+    for row in table(made):
+        drawn = render(json.loads(str(row["synth_spec"])), world, trace=True)
+        assert max(check.strays(drawn)) == 0, row["synth_layout"]
+        assert min(check.contrasts(drawn)) >= colors.AFTER
+        quads = np.array([glyph.quad for glyph in drawn.glyphs])
+        assert quads.min() >= 0
+        assert (quads.max((0, 1)) <= (384, 384)).all()
+        visible = [character for line in json.loads(str(row["synth_spec"]))["lines"] for character in line["t"]]
+        assert "".join(glyph.character for glyph in drawn.glyphs) == "".join("".join(visible).split())
+
+
+def test_ink_is_in_the_middle_of_its_cell(world: World) -> None:
+    """By the font's ascender Noto's glyphs would sit a third of their size too low."""
+    for face in world.faces:
+        drawn = clean("国国", face, 48)
+        rows = np.nonzero(drawn.ink.max(axis=1))[0]
+        cell = drawn.glyphs[0].quad
+        assert (rows[0] + rows[-1] + 1) / 2 == pytest.approx((cell[0, 1] + cell[2, 1]) / 2, abs=1.0)
+
+
+def test_all_ways_of_setting_a_line_keep_their_quads(world: World) -> None:
+    face = world.faces[0]
+    ways: list[dict[str, object]] = [
+        {"d": "h"}, {"d": "v"}, {"d": "h", "turn": 90}, {"d": "h", "arc": 120, "gap": 6},
+        {"d": "h", "out": [3, "ffffff"]},
+        {"d": "h", "sh": [3, 3, 2, 60]}, {"d": "h", "grad": "c4161c"}, {"d": "h", "glow": "ff5aa0"},
+    ]  # fmt: skip
+    for way in ways:
+        line = {"t": "图书馆Ag", "f": face.id, "s": 40, "c": "141414", "at": [160, 160], "al": "c", "r": "line", **way}
+        spec = {
+            "index": 0, "size": [320, 320], "ground": {"kind": "solid", "c": "fafaf8", "c2": "fafaf8"}, "shapes": [],
+            "lines": [line], "say": {}, "finish": [0, 0, 0, 0, 92],
+        }  # fmt: skip
+        drawn = render(spec, world, trace=True)
+        assert max(check.strays(drawn)) == 0, way
+        assert len(drawn.glyphs) == 5
+        assert check.check(drawn)[0] == "", way
+
+
+def test_a_plane_carries_its_quads_into_the_picture(world: World) -> None:
+    face = world.faces[0]
+    line = {"t": "花园", "f": face.id, "s": 48, "c": "141414", "at": [100, 60], "al": "c", "r": "line", "d": "h"}
+    spec = {
+        "index": 0, "size": [320, 320], "ground": {"kind": "solid", "c": "405060", "c2": "405060"}, "shapes": [],
+        "lines": [line], "say": {}, "finish": [0, 0, 0, 0, 92],
+        "plane": {
+            "w": 200, "h": 120, "quad": [60, 90, 270, 70, 262, 215, 50, 200], "shade": 10, "shadow": [2, 4, 5, 50],
+            "ground": {"kind": "solid", "c": "fafaf8", "c2": "fafaf8"}, "tilt": 1,
+        },
+    }  # fmt: skip
+    drawn = render(spec, world, trace=True)
+    assert max(check.strays(drawn)) == 0
+    assert cv2.contourArea(drawn.lines[0]) == pytest.approx(96 * 48, rel=0.35)
+    ys, xs = np.nonzero(drawn.ink > 128)
+    inside = [cv2.pointPolygonTest(drawn.lines[0], (float(x), float(y)), True) for x, y in zip(xs, ys, strict=True)]
+    assert min(inside) > -2
+
+
+def test_a_glyph_that_does_not_stand_out_is_found() -> None:
+    def drawn(ink_value: int, ground: int) -> Rendered:
+        ink = np.zeros((60, 60), np.uint8)
+        ink[20:40, 20:40] = 255
+        rgb = np.full((60, 60, 3), ground, np.uint8)
+        rgb[20:40, 20:40] = ink_value
+        quad = np.array([[15, 15], [45, 15], [45, 45], [15, 45]], np.float32)
+        return Rendered(rgb, ink, [Glyph("国", 0, quad)], [quad], False)
+
+    assert check.contrasts(drawn(0, 255))[0] == pytest.approx(21)
+    assert check.check(drawn(110, 140))[0] == "contrast"
+    assert check.check(drawn(0, 255)) == ("", pytest.approx(21))
+    outside = drawn(0, 255)
+    outside.glyphs[0].quad[0, 0] = -1
+    assert check.check(outside)[0] == "outside"
+    assert check.check(dataclasses.replace(drawn(0, 255), overlap=True))[0] == "overlap"
+    assert check.check(dataclasses.replace(drawn(0, 255), glyphs=[]))[0] == "empty"
+
+
+def test_contrast_is_that_of_wcag() -> None:
+    assert colors.ratio(colors.luminance((255, 255, 255)), colors.luminance((0, 0, 0))) == pytest.approx(21)
+    assert colors.ratio(colors.luminance((118, 118, 118)), colors.luminance((255, 255, 255))) == pytest.approx(
+        4.54, abs=0.01
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+
+def test_every_line_is_quoted_verbatim_in_both_captions(made: Path) -> None:
+    rows = table(made)
+    for row in rows:
+        for text in row["synth_texts"]:  # type: ignore[attr-defined]
+            assert f"“{text}”" in str(row["synth_caption_zh"])
+            assert f'"{text}"' in str(row["synth_caption_en"])
+        assert row["caption"] == row[f"synth_caption_{row['language']}"]
+    assert {row["language"] for row in rows} == {"zh", "en"}
+
+
+def test_there_are_twelve_templates_or_more_for_each_kind_and_all_can_be_filled(world: World, made: Path) -> None:
+    kinds: dict[str, dict[str, object]] = {}
+    for row in table(made):
+        spec = json.loads(str(row["synth_spec"]))
+        kinds.setdefault("bare" if spec["tier"] == "composed" and not spec["say"]["carrier"] else spec["tier"], spec)
+    assert set(kinds) == {"pure", "composed", "bare", "structured"}
+    for spec in kinds.values():
+        told = set()
+        for number in range(12):
+            spec["say"] |= {"zh": number, "en": number}  # type: ignore[operator]
+            found = captions.captions(spec, world)
+            told |= {found["zh_template"], found["en_template"], found["zh"], found["en"]}
+            assert "{" not in found["zh"] + found["en"]
+        assert len(told) == 48
+
+
+def test_places_are_named_by_the_cell_of_their_middle() -> None:
+    assert captions.place_of([0, 0, 100, 100], [300, 300]) == ("左上方", "in the upper left")
+    assert captions.place_of([100, 100, 200, 200], [300, 300]) == ("中央", "in the center")
+    assert captions.place_of([220, 120, 300, 180], [300, 300]) == ("右侧", "on the right")
+    assert captions.place_of([100, 220, 200, 300], [300, 300]) == ("下方", "at the bottom")
+
+
+def test_colors_are_named_as_the_photometry_operator_names_them() -> None:
+    assert colors.name((196, 22, 28)) == ("red", "红色")
+    assert colors.name((250, 250, 248)) == ("white", "白色")
+    named = [colors.name(color)[0] for color in colors.INKS]
+    assert len(set(named)) >= 16  # an ink is told from the others by its name
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def test_shards_are_the_same_for_any_number_of_workers(made: Path, font_folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    generate(again, 40, 3, recipe(made.parent, font_folder), 2, False, QUIET)
+    assert shard_bytes(again) == shard_bytes(made)
+    manifest = json.loads((again / "manifest.json").read_text("utf-8"))
+    assert manifest == json.loads((made / "manifest.json").read_text("utf-8"))
+    assert manifest["rows"] == 40
+    assert sum(manifest["tier"].values()) + manifest["infeasible"] == 40
+
+
+def test_a_run_that_was_cut_short_is_finished_by_the_next(made: Path, font_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    synth = recipe(made.parent, font_folder)
+    generate(folder, 20, 3, synth, 1, False, QUIET)
+    first = folder / "shards" / "synth-00000.parquet"
+    before = first.stat().st_mtime_ns
+    (folder / "shards" / "synth-00001.parquet").write_bytes(b"half a shard")
+    generate(folder, 40, 3, synth, 1, False, QUIET)
+    assert shard_bytes(folder) == shard_bytes(made)
+    assert first.stat().st_mtime_ns == before
+
+
+def test_another_seed_or_recipe_is_refused_in_a_folder_with_shards(made: Path, font_folder: Path) -> None:
+    synth = recipe(made.parent, font_folder)
+    with pytest.raises(UsageError, match="another seed or recipe"):
+        generate(made, 40, 4, synth, 1, False, QUIET)
+    with pytest.raises(UsageError, match="another seed or recipe"):
+        generate(made, 40, 3, dataclasses.replace(synth, english=0.5), 1, False, QUIET)
+    with pytest.raises(UsageError, match="choose another -o"):
+        generate(made, 40, 3, synth, 1, True, QUIET)
+
+
+def test_specs_alone_give_the_same_pictures_when_they_are_loaded(made: Path, font_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "specs"
+    generate(folder, 18, 3, recipe(made.parent, font_folder), 1, True, QUIET)
+    assert "image" not in pq.read_schema(folder / "shards" / "synth-00000.parquet").names
+    rows, loaded = table(made), Specs(folder)
+    assert len(loaded) == 18
+    assert loaded[17]["image"] == rows[17]["image"]
+    with pytest.raises(IndexError):
+        loaded[18]
+    assert run("synth", "render", folder, "-o", tmp_path / "drawn", "--workers", "1")[0] == 0
+    drawn = pq.read_table(tmp_path / "drawn" / "synth-00000.parquet").to_pylist()
+    assert [row["image"] for row in drawn] == [row["image"] for row in rows[:16]]
+
+
+def test_ocr_reads_the_pictures_back(made: Path, world: World) -> None:
+    found = verify.verify(made, world, 8, 1, QUIET)
+    assert found["rows"] == found["same_bytes"] == 8
+    assert found["faint"] == found["strays"] == 0
+    assert found["exact_share"] >= 0.9
+    assert found["clean_exact"] >= 0.8 * found["lines"]
+    from curate.synth.report import write_report
+
+    page = write_report(made, world).read_text("utf-8")
+    assert "Lines read exactly" in page
+    assert page.count("data:image/jpeg") >= 20
+    assert "http" not in page
+    code, out = run(
+        "synth", "sheet", made, "-o", made.parent / "sheet.png", "--columns", "3", "--rows", "2", "--side", "100"
+    )
+    assert code == 0, out
+    assert cv2.imread(str(made.parent / "sheet.png")).shape == (200, 300, 3)
+
+
+def test_ocr_notices_a_line_that_is_not_what_it_claims(made: Path, world: World) -> None:
+    row = next(row for row in verify.sampled(made, 40) if '"tier":"pure"' in row["spec"] and '"d":"h"' in row["spec"])
+    spec = json.loads(row["spec"])
+    picture = np.full((320, 320, 3), 255, np.uint8)
+    reads, checked = verify.read_row(RapidOcr(), world, row | {"image": encode(picture, 95)})
+    assert reads[0].text == spec["lines"][0]["t"]
+    assert reads[0].scene_edits > 0
+    assert not checked.same_bytes
+
+
+def test_cells_that_are_surely_misread_are_quarantined() -> None:
+    def reads(face: str, good: int, bad: int) -> list[verify.Read]:
+        return [
+            verify.Read(
+                i, 0, "中国", "中国" if i < good else "中因", "中国", int(i >= good), 0, "pure", "plain", face, "plain",
+                "32-47 px",
+            )
+            for i in range(good + bad)
+        ]  # fmt: skip
+
+    found = verify.summary([*reads("good", 40, 1), *reads("bad", 30, 10), *reads("few", 5, 5)], [])
+    assert [cell["face"] for cell in found["cells"] if cell["quarantined"]] == ["bad"]
+    assert verify.edits("图书馆", "图书官室") == 2
+    assert verify.plain("１２ ３￥：") == "123¥:"
+
+
+def test_the_main_job_takes_the_shards(made: Path, tmp_path: Path) -> None:
+    (made / "report.html").touch()
+    assert len(list(discover(InputSpec(str(made))))) == 3  # and not what lies beside the shards
+    job = from_tables(
+        {
+            "input": {"uri": str(made)}, "store": {"uri": str(tmp_path / "store")}, "engine": {"kind": "inline"},
+            "ocr": {"engine": "none"}, "faces": {"engine": "none"},
+        }
+    )  # fmt: skip
+    assert pipeline.run(job, display=Display(QUIET)) == 0
+    rows = Store(tmp_path / "store").rows(
+        "SELECT count(*), count(error), count(DISTINCT synth_index), "
+        "bool_and(caption_raw IN (synth_caption_zh, synth_caption_en)), min(width), any_value(len(synth_glyphs[1])) FROM samples"
+    )
+    assert rows == [(40, 0, 40, True, 384, 8)]
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    """The command in this process: exit code, and all that it said."""
+    said, before = io.StringIO(), sys.argv
+    sys.argv = ["curate", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv = before
+    return int(ended.value.code or 0), said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-n", "5"], "say where the shards go"),
+        (["-o", "x", "--set", "synth.sizez=512x512"], "unknown key synth.sizez; did you mean 'sizes'"),
+        (["-o", "x", "--set", "synth.sizes=big"], "write WIDTHxHEIGHT"),
+        (["-o", "x", "--set", "mix.ratio=1"], "unknown section [mix]"),
+        (["-o", "x", "--set", "synth.pure=0", "--set", "synth.composed=0", "--set", "synth.structured=0"], "all 0"),
+        (["-o", "{tmp}/x", "--set", "synth.lexicon={tmp}/none.txt"], "none.txt: cannot be read"),
+        (["-o", "{tmp}/x", "--backgrounds", "{tmp}/none"], "neither a store nor a folder"),
+        (["-o", "{tmp}/x", "--fonts", "{tmp}/none"], "no such folder"),
+        (["-o", "{tmp}/x", "--set", "synth.quarantine={tmp}/none.json"], "no quarantine.json"),
+        (["verify", "{tmp}"], "no manifest.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], told: str, tmp_path: Path, made: Path) -> None:
+    small = (
+        ["--set", f"synth.lexicon={made.parent / 'words.tsv'}"]
+        if "-o" in arguments and "lexicon" not in str(arguments)
+        else []
+    )
+    code, said = run("synth", *(word.replace("{tmp}", str(tmp_path)) for word in arguments), *small)
+    assert code == 2, said
+    assert told in said.replace("\n", " ")
+    assert "Traceback" not in said
+
+
+def test_the_commands_about_words_and_fonts(tmp_path: Path, font_folder: Path) -> None:
+    (tmp_path / "counts.txt").write_text("城市 80\n月亮 20\n", "utf-8")
+    code, said = run("synth", "lexicon", "--source", tmp_path / "counts.txt", "-o", tmp_path / "lexicon.tsv")
+    assert (code, (tmp_path / "lexicon.tsv").read_text("utf-8").splitlines()[1]) == (0, "城市\t80"), said
+    code, said = run("synth", "fonts", "--fonts", font_folder, "--no-system")
+    assert code == 0
+    assert "lacks none" in said
+
+
+def test_photographs_come_from_a_store_without_text(finished_store: Path, tmp_path: Path) -> None:
+    where = photographs.WHERE
+    assert "ocr_lines" in where
+    with pytest.raises(UsageError, match="no picture fits"):
+        photographs.collect(str(finished_store), tmp_path / "photographs.arrow", 512, 10)
+    count = photographs.collect(str(finished_store), tmp_path / "photographs.arrow", 64, 10)
+    pictures = Photographs(tmp_path / "photographs.arrow")
+    assert 0 < count == len(pictures.items)
+    first = pictures.items[0]
+    assert pictures.pixels(first.id).shape == (first.height, first.width, 3)
+    assert (first.en, first.zh) == ("", "")  # the facts engine tells colours, which a sign makes wrong
+
+
+def test_text_keeps_away_from_faces(world: World) -> None:
+    item = dataclasses.replace(world.photographs.items[0], id="with a face", avoid=((0.0, 0.0, 1.0, 0.5),))
+    page = Page(world, Draw("d", 1), None, 320, 320, 0, photograph=item)  # type: ignore[arg-type]
+    side = min(item.width, item.height)
+    for _ in range(20):
+        _, top = page.region((0, 0, side, side), 120, 40)
+        assert top * side / 320 >= 0.4 * item.height
+
+
+def test_width_of_text_is_estimated_from_above(world: World) -> None:
+    for face in world.faces:
+        for text in ("图书馆", "COFFEE 馆", "No.886", "Welcome", "2026.11.23", "¥128"):
+            quad = clean(text, face, 64).lines[0]
+            assert quad[1, 0] - quad[0, 0] <= 1.04 * 64 * ems(text) + 2, (face.family, text)
+
+
+def test_a_recipe_is_written_as_it_is_read(tmp_path: Path) -> None:
+    from curate.synth.shards import to_toml
+
+    synth = Synth(sizes="448x576", english=0.3, system_fonts=False)
+    (tmp_path / "r.toml").write_text(to_toml(synth, 5), "utf-8")
+    assert load_recipe(str(tmp_path / "r.toml")) == synth
