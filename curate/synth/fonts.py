@@ -44,8 +44,8 @@ KINDS = (
     ("serif", re.compile(r"serif|song|sung|ming|宋|明", re.I)),
     ("sans", re.compile(r"sans|hei|gothic|黑", re.I)),
 )
-# Thin strokes need more pixels: AR PL UKai read 2.0 % of its characters wrong at 20 to 28 px, the sans faces none.
-MIN_PX = {"sans": 22, "round": 24, "serif": 26, "kai": 32, "hand": 36, "other": 28}
+# Thin strokes need more pixels: AR PL UKai had 2.0 % of its characters read wrong at 20 to 28 px, the sans faces none.
+MIN_PX = {"sans": 22, "round": 24, "serif": 26, "kai": 36, "hand": 36, "other": 28}
 
 
 @dataclass(frozen=True)
