@@ -8,6 +8,9 @@ from diffusers.training_utils import compute_snr
 
 from curate.train.schedule import SCHEDULES, alpha_bar, loss_weight, noised, scheduler_config, snr, target
 
+# diffusers 0.42 converts tensors in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
 KNOWN = {
     "sdxl": {100: 0.894223, 250: 0.673793, 500: 0.276333, 750: 0.056170, 900: 0.014151, 999: 0.004660},
     "kolors_released": {

@@ -228,7 +228,10 @@ def to_toml(recipe: Recipe) -> str:
 
 def fingerprint(recipe: Recipe) -> str:
     """Hash of all keys that decide what is computed: a checkpoint goes on under no other."""
-    chosen: dict[str, Any] = {"phases": [dataclasses.asdict(phase) | {"mix": ""} for phase in recipe.phases]}
+    phases = [dataclasses.asdict(phase) | {"mix": ""} for phase in recipe.phases]
+    if recipe.train.decay == "constant":
+        phases[-1]["steps"] = 0  # a longer last phase only goes on
+    chosen: dict[str, Any] = {"phases": phases}
     for name in SECTIONS:
         if name not in FREE:
             table = dataclasses.asdict(getattr(recipe, name))

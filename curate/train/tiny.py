@@ -186,7 +186,7 @@ def _crops(sources: list[Any], seed: int, step: int) -> torch.Tensor:
             pixels = pixels[:, ::-1]
         if draw.random() < 0.3:
             pixels = pixels[:, :, draw.permutation(3)]
-        out.append(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1)
+        out.append(torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 127.5 - 1)
     return torch.stack(out)
 
 
