@@ -66,6 +66,7 @@ def export(
 
 def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> dict[str, Any]:
     """Write what covers all shards: the proper nouns, the lists of a folder layout, the card, and last the manifest."""
+    receipts = sorted(receipts, key=lambda done: (done.job.split, done.job.epoch, done.job.number))
     made = manifest.build(planned, receipts)
     extra = {"proper_nouns.csv": _nouns(receipts)}
     if planned.settings.format == "folder":

@@ -77,8 +77,7 @@ def _share(found: Counter[str]) -> dict[str, Any]:
 
 
 def build(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
-    """The manifest of a finished export; the same for the same plan, whoever did the jobs in which order."""
-    receipts = sorted(receipts, key=lambda done: (done.job.split, done.job.epoch, done.job.number))
+    """The manifest of a finished export, from the receipts in the order of split, epoch and number."""
     files = {path: facts for done in receipts for path, facts in sorted(done.files.items())}
     splits: dict[str, Any] = {}
     for split in plan.cells:
