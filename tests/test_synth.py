@@ -36,6 +36,7 @@ from curate.synth.shards import generate, load_recipe, open_world
 from curate.synth.spec import Page, Synth, Unfit, World, digest, draw_spec, ems, to_json
 from curate.synth.words import FLOOR, LEVEL_1, Lexicon, Words
 from workers.ocr import RapidOcr
+from workers.poster import place_of
 
 QUIET = Console(file=io.StringIO())
 FONTS = (
@@ -441,10 +442,10 @@ def test_there_are_twelve_templates_or_more_for_each_kind_and_all_can_be_filled(
 
 
 def test_places_are_named_by_the_cell_of_their_middle() -> None:
-    assert captions.place_of([0, 0, 100, 100], [300, 300]) == ("左上方", "in the upper left")
-    assert captions.place_of([100, 100, 200, 200], [300, 300]) == ("中央", "in the center")
-    assert captions.place_of([220, 120, 300, 180], [300, 300]) == ("右侧", "on the right")
-    assert captions.place_of([100, 220, 200, 300], [300, 300]) == ("下方", "at the bottom")
+    assert place_of([0, 0, 100, 100], [300, 300]) == ("左上方", "in the upper left")
+    assert place_of([100, 100, 200, 200], [300, 300]) == ("中央", "in the center")
+    assert place_of([220, 120, 300, 180], [300, 300]) == ("右侧", "on the right")
+    assert place_of([100, 220, 200, 300], [300, 300]) == ("下方", "at the bottom")
 
 
 def test_colors_are_named_as_the_photometry_operator_names_them() -> None:
@@ -560,7 +561,8 @@ def test_the_main_job_takes_the_shards(made: Path, tmp_path: Path) -> None:
     assert pipeline.run(job, display=Display(QUIET)) == 0
     rows = Store(tmp_path / "store").rows(
         "SELECT count(*), count(error), count(DISTINCT synth_index), "
-        "bool_and(caption_raw IN (synth_caption_zh, synth_caption_en)), min(width), any_value(len(synth_glyphs[1])) FROM samples"
+        "bool_and(caption_raw IN (synth_caption_zh, synth_caption_en)), min(width), "
+        "any_value(len(synth_glyphs[1])) FROM samples"
     )
     assert rows == [(40, 0, 40, True, 384, 8)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from curate.synth.colors import name
 from curate.synth.spec import Spec, World, colored
+from workers.poster import place_of
 
 PURE_ZH = (
     "{ground}背景上，用{color}{font}{says}。",
@@ -127,18 +128,15 @@ FONTS = {
     "round": ("圆体字", "rounded"), "hand": ("手写体字", "handwritten"), "other": ("文字", "Chinese"),
 }  # fmt: skip
 WAYS = {
-    "h": ("横排", "horizontally"), "v": ("竖排", "vertically"), "a": ("沿弧线", "along an arc"), "b": ("首行沿弧线", "with the first line along an arc"),
+    "h": ("横排", "horizontally"), "v": ("竖排", "vertically"), "a": ("沿弧线", "along an arc"),
+    "b": ("首行沿弧线", "with the first line along an arc"),
 }  # fmt: skip
-PLACES = (
-    (("左上方", "in the upper left"), ("上方", "at the top"), ("右上方", "in the upper right")),
-    (("左侧", "on the left"), ("中央", "in the center"), ("右侧", "on the right")),
-    (("左下方", "in the lower left"), ("下方", "at the bottom"), ("右下方", "in the lower right")),
-)
 NUMBERS_ZH = "零一两三四五六七八九十"
 # Layout: what it is, with the colours that it names, and a short noun.
 THINGS = {
     "poster": (
-        "一张{ground}底色的海报，带有{accent}的图形装饰", "poster on {a_ground} ground with {accent} shapes", "海报", "poster",
+        "一张{ground}底色的海报，带有{accent}的图形装饰",
+        "poster on {a_ground} ground with {accent} shapes", "海报", "poster",
     ),
     "couplet": (
         "一扇双开门两侧贴着{paper}的春联，门上方贴着横批",
@@ -189,14 +187,6 @@ def captions(spec: Spec, world: World) -> dict[str, str]:
 def texts(spec: Spec) -> list[str]:
     """The lines of a spec in reading order: what the picture says."""
     return [line["t"] for line in spec["lines"]]
-
-
-def place_of(box: list[int], size: list[int]) -> tuple[str, str]:
-    """Chinese and English name of the one of nine cells in which the middle of a box lies."""
-    x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
-    column = 1 if abs(x - 0.5) <= 1 / 6 else int(x > 0.5) * 2
-    row = 1 if abs(y - 0.5) <= 1 / 6 else int(y > 0.5) * 2
-    return PLACES[row][column]
 
 
 def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
