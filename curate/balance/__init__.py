@@ -156,6 +156,8 @@ def classify(store: Store, taxonomy: Taxonomy, settings: Settings) -> pa.Table:
         "CASE WHEN translate_engine <> 'facts' THEN caption_zh END AS caption_zh, "
         f"[{', '.join(facts)}]::BOOLEAN[] AS facts, clip_concept, clip_concept_score FROM samples WHERE error IS NULL"
     )
+    if not store.rows("SELECT 1 FROM (DESCRIBE samples) WHERE column_name = 'clip_concept'"):
+        store.ingest()  # an index of an older layout
     try:
         tables = [
             _judged(batch, taxonomy, settings) for batch in store.connection().execute(text).to_arrow_reader(BATCH)

@@ -12,6 +12,7 @@ import tomllib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ SHIPPED = ("taxonomy.v1",)
 KEYS = {"en": 1.0, "zh": 1.0, "strong_en": 3.0, "strong_zh": 3.0}
 FIRST = 0.5  # for the concept that a caption names first: "a man with a dog"
 WORDS = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
-CHINESE = re.compile(r"[\u3400-\u9fff]+")
 MOST_WORDS = 4
 
 
@@ -34,7 +34,13 @@ class Taxonomy:
     name: str
     concepts: tuple[str, ...]
     english: dict[str, tuple[int, float]]
-    chinese: dict[str, tuple[int, float]]
+    openers: frozenset[str]
+    """First words of English terms of several words."""
+    chinese_terms: dict[str, tuple[int, float]]
+    chinese: dict[str, tuple[str, ...]]
+    """Terms by their first character, the longest first."""
+    first: re.Pattern[str]
+    """Any of these first characters."""
     facts: tuple[tuple[str, int, float], ...]
 
 
@@ -81,7 +87,13 @@ def load(name: str) -> Taxonomy:
                 terms = chinese if key.endswith("zh") else english
                 for term in value:
                     _add(terms, folded(term), number, KEYS[key], f"{at}.{key}", tuple(concepts))
-    return Taxonomy(name, tuple(concepts), english, chinese, tuple(facts))
+    openers = frozenset(term.split()[0] for term in english if " " in term)
+    by_first: dict[str, list[str]] = {}
+    for term in sorted(chinese, key=len, reverse=True):
+        by_first.setdefault(term[0], []).append(term)
+    first = re.compile(f"[{''.join(map(re.escape, by_first))}]" if by_first else r"(?!)")
+    longest_first = {character: tuple(terms) for character, terms in by_first.items()}
+    return Taxonomy(name, tuple(concepts), english, openers, chinese, longest_first, first, tuple(facts))
 
 
 def _weights(value: Any, at: str) -> Sequence[tuple[str, float]]:
@@ -100,7 +112,7 @@ def _add(
 
 def folded(text: str) -> str:
     """Text as terms are written: compatibility forms, small letters, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
 
 
 def judge(taxonomy: Taxonomy, captions: Sequence[str | None], facts: Sequence[bool]) -> Verdict:
@@ -111,7 +123,8 @@ def judge(taxonomy: Taxonomy, captions: Sequence[str | None], facts: Sequence[bo
     for caption in captions:
         if caption:
             before = len(found)
-            _english(taxonomy, text := folded(caption), found)
+            text = folded(caption)
+            _english(taxonomy, text, found)
             _chinese(taxonomy, text, found)
             named += [concept for concept, _ in list(found.values())[before:]]
     for concept, weight in found.values():
@@ -133,21 +146,31 @@ def judge(taxonomy: Taxonomy, captions: Sequence[str | None], facts: Sequence[bo
 
 def _english(taxonomy: Taxonomy, text: str, found: dict[str, tuple[int, float]]) -> None:
     """Note the English terms of a text; the longest wins where they overlap."""
-    terms = taxonomy.english
+    terms, openers = taxonomy.english, taxonomy.openers
     words = WORDS.findall(text)
-    at = 0
-    while at < len(words):
-        for length in range(min(MOST_WORDS, len(words) - at), 0, -1):
-            head = words[at : at + length - 1]
-            forms = (" ".join([*head, last]) for last in _singulars(words[at + length - 1]))
-            term = next((form for form in forms if form in terms), None)
-            if term:
-                found.setdefault(term, terms[term])
-                at += length - 1
-                break
-        at += 1
+    skip = 0
+    for at, word in enumerate(words):
+        if skip:
+            skip -= 1
+            continue
+        if word in openers:
+            for length in range(min(MOST_WORDS, len(words) - at), 1, -1):
+                head = " ".join(words[at : at + length - 1])
+                for last in _singulars(words[at + length - 1]):
+                    if (phrase := f"{head} {last}") in terms:
+                        found.setdefault(phrase, terms[phrase])
+                        skip = length - 1
+                        break
+                if skip:
+                    break
+        if not skip:
+            for form in _singulars(word):
+                if form in terms:
+                    found.setdefault(form, terms[form])
+                    break
 
 
+@lru_cache(1 << 16)
 def _singulars(word: str) -> tuple[str, ...]:
     """The word, and what it is the plural of if it is one."""
     if not word.endswith("s") or len(word) < 4:
@@ -159,15 +182,11 @@ def _singulars(word: str) -> tuple[str, ...]:
 
 def _chinese(taxonomy: Taxonomy, text: str, found: dict[str, tuple[int, float]]) -> None:
     """Note the Chinese terms of a text: from left to right the longest at each place."""
-    terms = taxonomy.chinese
-    longest = max(map(len, terms), default=0)
-    for run in CHINESE.findall(text):
-        at = 0
-        while at < len(run):
-            for length in range(min(longest, len(run) - at), 0, -1):
-                term = run[at : at + length]
-                if term in terms:
-                    found.setdefault(term, terms[term])
-                    at += length - 1
-                    break
-            at += 1
+    at = 0
+    while here := taxonomy.first.search(text, at):
+        at = here.start() + 1
+        for term in taxonomy.chinese[here.group()]:
+            if text.startswith(term, at - 1):
+                found.setdefault(term, taxonomy.chinese_terms[term])
+                at += len(term) - 1
+                break

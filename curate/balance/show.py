@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curate.balance import Outcome
+from curate.dedup.show import print_aligned
 from curate.errors import UsageError
 from curate.store import Store
 from curate.table import clean
@@ -44,13 +45,11 @@ def _best(store: Store, console: Console) -> None:
         "QUALIFY row_number() OVER (PARTITION BY concept ORDER BY aesthetic DESC NULLS LAST, row_id) <= $1 "
         "ORDER BY concept, aesthetic DESC NULLS LAST, row_id", [BEST]
     )  # fmt: skip
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for concept, row_id, aesthetic, caption in rows:
-        table.add_row(concept, row_id, "" if aesthetic is None else f"{aesthetic:.2f}", clean(caption or ""))
-    console.print(table)
+    lines = [
+        (f"  {concept}", row_id, "" if aesthetic is None else f"{aesthetic:.2f}", clean(caption or ""))
+        for concept, row_id, aesthetic, caption in rows
+    ]
+    print_aligned(lines, console)
 
 
 def write_sacrificed(store: Store, out: Path) -> int:

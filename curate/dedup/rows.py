@@ -76,16 +76,18 @@ class Rows:
 def read(store: Store, where: str, prefer: Sequence[str], captions: bool, embeddings: bool) -> Rows:
     """The rows of `samples` that fit the SQL condition `where` and have bytes; raises UsageError for wrong SQL."""
     db = store.connection()
-    known = {row[0]: row[1] for row in db.execute("DESCRIBE samples").fetchall()}
+    if "pixels_hash" not in _columns(db):  # an index of an older layout; its parts may know more
+        store.ingest()
+        db = store.connection()
+    known = _columns(db)
     source = "samples"
     if "tier" not in known and _has_consensus(db):
         source = "samples LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus GROUP BY sha256) USING (sha256)"
         known["tier"] = "INTEGER"
-    if "pixels_hash" not in known:
-        raise CurateError(f"{store.uri}: scored by an older version; run its recipe again")
     orders = [_direction(text) for text in prefer or _present(known)]
     columns = [
         "shard", "row", "coalesce(pdq_quality, 0)::INTEGER AS quality", "pdq IS NOT NULL AS hashed",
+        "pdq_centred IS NULL OR look IS NULL AS old",
         *(f"coalesce(unhex({sql}), unhex(repeat('00', {width}))) AS {name}" for name, sql, width in BLOBS),
         *(f"TRY_CAST(({sql}\n) AS DOUBLE) AS prefer_{i}" for i, (sql, _) in enumerate(orders)),
         f"{'caption_raw' if captions else 'NULL::VARCHAR'} AS caption",
@@ -95,8 +97,15 @@ def read(store: Store, where: str, prefer: Sequence[str], captions: bool, embedd
         table = db.execute(text).to_arrow_reader(BATCH).read_all()
     except duckdb.Error as why:
         raise UsageError(f"--where or --prefer: {first_line(why)}") from None
+    if pc.any(pc.and_(table["hashed"], table["old"])).as_py():
+        raise CurateError(f"{store.uri}: hashed by an older version; run its recipe again: only `identity` is computed")
     rows = _rows(table, orders)
     return replace(rows, embeddings=_embeddings(store, rows)) if embeddings else rows
+
+
+def _columns(db: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """Names and types of the columns of `samples`."""
+    return {row[0]: row[1] for row in db.execute("DESCRIBE samples").fetchall()}
 
 
 def _present(known: dict[str, str]) -> list[str]:

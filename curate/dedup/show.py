@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +18,7 @@ from curate.dedup.forest import REASONS
 from curate.errors import CurateError, UsageError
 from curate.store import Store
 from curate.store.parts import Version, read_table
-from curate.table import clean
+from curate.table import clean, cut
 
 LISTED = 8  # of the largest groups
 MEMBERS = 40  # of one group
@@ -89,23 +91,30 @@ def _members(store: Store, group: str, row_id: str, console: Console) -> None:
         "SELECT row_id, dedup_keep, dedup_reason, dedup_turn, dedup_distance, width, height, format, bytes, aesthetic, "
         "caption_raw FROM samples WHERE dedup_group = $1 ORDER BY NOT dedup_keep, row_id LIMIT $2", [group, MEMBERS + 1]
     )  # fmt: skip
-    table = Table(box=None, pad_edge=False)
-    for name in ("row", "copy by", "bits", "size", "kB", "aesthetic"):
-        table.add_column(name, justify="right" if name in ("bits", "kB", "aesthetic") else "left", no_wrap=True)
-    table.add_column("caption", no_wrap=True, overflow="ellipsis")
+    lines = [["row", "copy by", "bits", "size", "kB", "aesthetic", "caption"]]
     for id, keep, reason, turn, bits, width, height, format, size, aesthetic, caption in rows[:MEMBERS]:
-        table.add_row(
-            f"{id}{' <' if id == row_id else ''}",
-            "kept" if keep else " ".join(filter(None, (reason, turn))),
-            "" if bits is None or keep else str(bits),
-            f"{width} x {height} {format}" if width else "",
-            f"{(size or 0) / 1000:.0f}",
-            "" if aesthetic is None else f"{aesthetic:.2f}",
-            clean(caption or ""),
+        lines.append(
+            [
+                f"{id}{' <' if id == row_id else ''}",
+                "kept" if keep else " ".join(filter(None, (reason, turn))),
+                "" if bits is None or keep else str(bits),
+                f"{width} x {height} {format}" if width else "",
+                f"{(size or 0) / 1000:.0f}",
+                "" if aesthetic is None else f"{aesthetic:.2f}",
+                clean(caption or ""),
+            ]
         )
-    console.print(table)
+    print_aligned(lines, console)
     if len(rows) > MEMBERS:
         console.print(f"and more: curate sql {store.uri} \"select * from samples where dedup_group = '{group}'\"")
+
+
+def print_aligned(lines: Sequence[Sequence[str]], console: Console) -> None:
+    """Print rows of words in columns; the last word is cut where the terminal ends."""
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
+    for line in lines:
+        head = "  ".join(set_cell_size(word, width) for word, width in zip(line, widths, strict=False))
+        console.print(cut(f"{head}  {line[-1]}", console.width - 1).rstrip(), markup=False, no_wrap=True)
 
 
 def _path(edges: list[dict[str, Any]], start: str, goal: str) -> list[str]:
