@@ -139,7 +139,7 @@ def load(path: Path, state: State, facts: Mapping[str, str]) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             found = file.metadata() or {}
             for fact, value in facts.items():
                 if found.get(fact) != value:

@@ -192,7 +192,7 @@ def _gathered(table: pa.Table, place: Place) -> pa.Table:
     import torch.distributed as dist
 
     parts: list[pa.Table | None] = [None] * place.world
-    dist.gather_object(table, parts if place.rank == 0 else None)  # type: ignore[no-untyped-call]
+    dist.gather_object(table, parts if place.rank == 0 else None)
     found = [part for part in parts if part is not None]
     whole = pa.concat_tables(found) if found else SCHEMA.empty_table()
     return whole.sort_by([("row_id", "ascending"), ("caption", "ascending"), ("timestep", "ascending")])

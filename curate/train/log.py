@@ -77,7 +77,7 @@ class Log:
         if self.progress:
             self.progress.stop()
         if self.board:
-            self.board.close()  # type: ignore[no-untyped-call]
+            self.board.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line of metrics.jsonl, and its numbers as scalars of TensorBoard."""
@@ -89,7 +89,7 @@ class Log:
         if self.board:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def show(self, step: int, said: str) -> None:
         """The state of the run in a few words."""

@@ -92,7 +92,7 @@ def train(
                             steps=part.timesteps, bars=bars, hidden=part.hidden, pooled=part.pooled,
                             time_ids=part.time_ids, prediction=prediction, precision=wanted.model.precision,
                         )  # fmt: skip
-                        (loss * weight[part.timesteps]).sum().div(data.share).backward()
+                        (loss * weight[part.timesteps]).sum().div(data.share).backward()  # type: ignore[no-untyped-call]
                     losses.append(loss.detach())
                 found = torch.cat(losses)
                 norm = float(torch.nn.utils.clip_grad_norm_(params.values(), wanted.train.clip or math.inf))
@@ -242,7 +242,7 @@ def name_culprits(batch: Batch, losses: torch.Tensor, step: int, place: Place, l
         import torch.distributed as dist
 
         everyone = [(bad, batch.row_ids)] * place.world
-        dist.all_gather_object(everyone, (bad, batch.row_ids))  # type: ignore[no-untyped-call]
+        dist.all_gather_object(everyone, (bad, batch.row_ids))
     named = [row for rows, _ in everyone for row in rows]
     log.write("nonfinite", step, samples=named, step_rows=[row_id for _, rows in everyone for row_id in rows])
     names = [str(row["row_id"]) for row in named] or [row_id for _, rows in everyone for row_id in rows]

@@ -79,7 +79,7 @@ def load_unet(base: Path) -> UNet2DConditionModel:
     import torch
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_pretrained(  # type: ignore[no-any-return]
+    return UNet2DConditionModel.from_pretrained(
         _part(base, "unet"), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
 
@@ -92,7 +92,7 @@ def load_vae(base: Path) -> AutoencoderKL:
     vae = AutoencoderKL.from_pretrained(
         _part(base, "vae"), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    return vae.requires_grad_(False).eval()  # type: ignore[no-any-return]
+    return vae.requires_grad_(False).eval()
 
 
 def vae_factor(base: Path) -> int:

@@ -244,7 +244,7 @@ def _phase(table: Any, where: str) -> Phase:
     phase: Phase = section("phase", Phase, table, where)
     preset = KOLORS_PHASES.get(phase.name, {"schedule": "sdxl"})
     lacking = {key: value for key, value in preset.items() if not getattr(phase, key)}
-    return dataclasses.replace(phase, **lacking)
+    return dataclasses.replace(phase, **lacking)  # type: ignore[arg-type]
 
 
 def _check(recipe: Recipe, where: str) -> None:

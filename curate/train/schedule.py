@@ -14,11 +14,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
 
 Prediction = Literal["epsilon", "v_prediction"]
+Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ SCHEDULES = {
 
 
 @cache
-def alpha_bar(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def alpha_bar(name: str) -> Reals:
     """alpha-bar_t = product of (1 - beta_s) for s <= t, float64, read-only."""
     schedule = SCHEDULES[name]
     betas = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.steps) ** 2
@@ -62,13 +64,13 @@ def alpha_bar(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return bar
 
 
-def snr(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def snr(name: str) -> Reals:
     """Signal-to-noise ratio alpha-bar / (1 - alpha-bar) of every step."""
     bar = alpha_bar(name)
     return bar / (1 - bar)
 
 
-def loss_weight(name: str, prediction: Prediction, gamma: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def loss_weight(name: str, prediction: Prediction, gamma: float) -> Reals:
     """Weight of the squared error at every step: min-SNR (Hang et al. 2023, section 3.4), or ones for `gamma` 0.
 
     min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v.
@@ -76,9 +78,10 @@ def loss_weight(name: str, prediction: Prediction, gamma: float) -> np.ndarray[A
     if not gamma:
         return np.ones(SCHEDULES[name].steps)
     ratio = snr(name)
-    least = np.minimum(ratio, gamma)
+    least: Reals = np.minimum(ratio, gamma)
     if prediction == "v_prediction":
-        return least / (ratio + 1)
+        weight: Reals = least / (ratio + 1)
+        return weight
     return np.divide(least, ratio, out=np.ones_like(ratio), where=ratio > 0)
 
 

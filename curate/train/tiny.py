@@ -146,7 +146,7 @@ def make_vae(folder: Path, steps: int = VAE_STEPS, seed: int = 0) -> None:
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         loss = (decoded - x).abs().mean() + 1e-6 * posterior.kl().mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0:

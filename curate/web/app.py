@@ -41,6 +41,7 @@ from curate.web.pictures import PREVIEW_PX, THUMB_PX, Thumbnails, content_type
 from curate.web.rating import add_rating, page_json
 from curate.web.reader import Reader, TooSlow
 from curate.web.sync import Sync
+from curate.web.training import add_training
 from schemas.errors import RowError
 
 PAGE_POLICY = (
@@ -100,6 +101,7 @@ def make_app(
     add_rating(app, page, desk, reader, thumbnails, metrics)
     add_lead(app, page, desk, reader, thumbnails, sync)
     add_metrics(app, desk, reader, metrics)
+    add_training(app, page, reader)
     _add_errors(app, page)
 
     @app.get("/api/openapi.json", include_in_schema=False)
