@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.text import Text
 
 from curate.errors import CurateError, UsageError, nearest
-from curate.recipe import HEADS, Recipe
+from curate.recipe import HEADS, TRANSLATORS, Recipe
 
 TABLE = Path(__file__).with_name("models.toml")
 PIECE = 1 << 20
@@ -121,10 +121,12 @@ def needed(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("aesthetic.weights", recipe.aesthetic.weights))
     if recipe.aesthetic.engine == "siglip-v2.5":
         found.append(("aesthetic.backbone", recipe.aesthetic.backbone))
-    if recipe.caption.engine == "cogvlm":
+    if recipe.caption.engine in ("cogvlm", "transformers"):
         found.append(("caption.weights", recipe.caption.weights))
-        if tokenizer := tokenizer_of(recipe):
-            found.append(("caption.tokenizer", tokenizer))
+    if recipe.translate.engine in TRANSLATORS:
+        found.append(("translate.weights", recipe.translate.weights))
+    if recipe.caption.engine == "cogvlm" and (tokenizer := tokenizer_of(recipe)):
+        found.append(("caption.tokenizer", tokenizer))
     return found
 
 

@@ -7,6 +7,7 @@ The same entry as `curate run`; on a Ray cluster: `ray job submit -- python -m c
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import signal
@@ -14,31 +15,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from curate import models, read
+from curate import log, metrics, models, read
 from curate.engine import Engine
 from curate.engine.driver import Progress, drive
 from curate.engine.tasks import Index, Survey
 from curate.engine.worker import Worker as RangeWorker
 from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, UsageError
-from curate.plan import Operator, Plan, Worker, describe, make_plan, version_of
+from curate.plan import Operator, Plan, Pool, Worker, describe, make_plan, version_of
 from curate.progress import Display
-from curate.recipe import HEADS, Recipe, to_toml
+from curate.recipe import HEADS, TRANSLATORS, Caption, Recipe, Translate, to_toml
 from curate.store.files import Files, open_files
 from curate.store.parts import Version, list_parts, parts_of, read_table
 from schemas.columns import FAILURE, ROW
-from workers import aesthetic, facts
+from workers import aesthetic, facts, poster
 
 if TYPE_CHECKING:
     from workers.embedder import Embedder
+    from workers.endpoint import Endpoint
 
 INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
 
@@ -126,6 +128,7 @@ def _caption(recipe: Recipe) -> Worker:
     return facts.FactsCaptioner(prompt=recipe.caption.prompt)
 
 
+@lru_cache(1)  # `poster` asks the same model again
 def _cogvlm(recipe: Recipe) -> Worker:
     from workers.cogvlm.captioner import CogVLM
 
@@ -152,8 +155,73 @@ def _cogvlm_tokenizer(recipe: Recipe) -> Path:
     return models.locate("caption.weights", recipe.caption.weights)
 
 
+@lru_cache(1)
+def _vlm(recipe: Recipe) -> Worker:
+    from workers.cogvlm.prompt import caption_prompt
+    from workers.vlm import TransformersCaptioner
+
+    keys, found = recipe.caption, _vlm_facts(recipe)
+    return TransformersCaptioner(
+        models.locate("caption.weights", keys.weights), caption_prompt(keys.prompt), name=found["model"],
+        revision=found["revision"], max_new_tokens=keys.max_new_tokens, rows=keys.rows or 8,
+        temperature=keys.temperature, top_k=keys.top_k, top_p=keys.top_p, seed=keys.seed, dtype=keys.dtype,
+    )  # fmt: skip
+
+
+def _endpoint(keys: Caption | Translate) -> Endpoint:
+    from workers.endpoint import Endpoint
+
+    return Endpoint(keys.endpoint, keys.model, requests=keys.requests, timeout_s=keys.timeout_s, retries=keys.retries)
+
+
+def _openai(recipe: Recipe) -> Worker:
+    from workers.cogvlm.prompt import caption_prompt
+    from workers.endpoint import EndpointCaptioner
+
+    keys = recipe.caption
+    return EndpointCaptioner(
+        _endpoint(keys), caption_prompt(keys.prompt), max_side_px=keys.max_side_px, max_tokens=keys.max_new_tokens,
+        temperature=keys.temperature, top_p=keys.top_p, seed=keys.seed,
+    )  # fmt: skip
+
+
+def _poster(recipe: Recipe) -> Worker:
+    from workers.cogvlm.prompt import caption_prompt
+    from workers.poster import PosterCaptioner
+
+    keys, captioner = recipe.poster, None
+    if recipe.caption.engine != "facts":
+        loaded: Any = {"cogvlm": _cogvlm, "transformers": _vlm, "openai": _openai}[recipe.caption.engine](recipe)
+        captioner = copy.copy(loaded)  # the same weights under another prompt
+        captioner.prompt = caption_prompt(keys.prompt)
+    return PosterCaptioner(
+        captioner, min_confidence=keys.min_confidence, min_area=keys.min_area, max_area=keys.max_area,
+        min_line_px=keys.min_line_px, covered=keys.covered, rendered=keys.rendered,
+    )  # fmt: skip
+
+
 def _translate(recipe: Recipe) -> Worker:
     return facts.FactsTranslator()
+
+
+def _translator(recipe: Recipe) -> Worker:
+    from workers.spans import glossary
+    from workers.translator import CausalLM, Seq2Seq, Translator
+
+    keys, found = recipe.translate, _translator_facts(recipe)
+    model: Any
+    if keys.engine == "openai":
+        from workers.endpoint import EndpointModel
+
+        model = EndpointModel(_endpoint(keys))
+    elif keys.engine == "causal-lm":
+        model = CausalLM(models.locate("translate.weights", keys.weights), dtype=keys.dtype, rows=keys.rows)
+    else:
+        model = Seq2Seq(models.locate("translate.weights", keys.weights), keys.engine, dtype=keys.dtype, rows=keys.rows)
+    return Translator(
+        model, engine=keys.engine, name=found["model"], revision=found["revision"], terms=glossary(keys.glossary),
+        raw=keys.raw,
+    )  # fmt: skip
 
 
 def _input_facts(recipe: Recipe) -> dict[str, Any]:
@@ -295,6 +363,67 @@ def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _vlm_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import picture, vlm
+    from workers.cogvlm.captioner import model_name
+    from workers.cogvlm.prompt import caption_prompt
+    from workers.embedder import revision
+
+    keys = recipe.caption
+    weights = models.locate("caption.weights", keys.weights)
+    sampling = ("temperature", "top_k", "top_p", "seed") if keys.temperature else ()
+    return {
+        "version": vlm.VERSION,
+        "decoder": picture.VERSION,
+        "engine": "transformers",
+        "model": model_name(weights),
+        "revision": revision(weights),
+        "prompt": asdict(caption_prompt(keys.prompt)),
+        **{key: getattr(keys, key) for key in ("max_new_tokens", "dtype", *sampling)},
+    }
+
+
+def _openai_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import endpoint, picture
+    from workers.cogvlm.prompt import caption_prompt
+
+    keys = recipe.caption
+    return {
+        "version": endpoint.VERSION,
+        "decoder": picture.VERSION,
+        "engine": "openai",
+        "prompt": asdict(caption_prompt(keys.prompt)),
+        **{
+            key: getattr(keys, key)
+            for key in ("model", "max_new_tokens", "temperature", "top_p", "seed", "max_side_px")
+        },
+    }
+
+
+def _poster_facts(recipe: Recipe) -> dict[str, Any]:
+    """The thresholds, and what decides the captioner's answers."""
+    own = {key: value for key, value in asdict(recipe.poster).items() if key != "engine"}
+    if recipe.caption.engine == "facts":
+        return {"version": poster.VERSION, **own}
+    asked = replace(recipe, caption=replace(recipe.caption, prompt=recipe.poster.prompt))
+    facts_of = {"cogvlm": _cogvlm_facts, "transformers": _vlm_facts, "openai": _openai_facts}[recipe.caption.engine]
+    return {**facts_of(asked), "version": poster.VERSION, **own}
+
+
+def _translator_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import translator
+    from workers.cogvlm.captioner import model_name
+    from workers.embedder import revision
+    from workers.spans import glossary
+
+    keys = recipe.translate
+    found = {"version": translator.VERSION, "engine": keys.engine, "glossary": glossary(keys.glossary), "raw": keys.raw}
+    if keys.engine == "openai":
+        return found | {"model": keys.model, "revision": ""}
+    weights = models.locate("translate.weights", keys.weights)
+    return found | {"model": model_name(weights), "revision": revision(weights), "dtype": keys.dtype}
+
+
 def _translate_facts(recipe: Recipe) -> dict[str, Any]:
     return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
 
@@ -340,14 +469,51 @@ PATH: tuple[Operator, ...] = (
         wanted=lambda recipe: recipe.caption.engine == "cogvlm",
     ),
     Operator(
+        "caption", _vlm, _vlm_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu", batch=64,
+        wanted=lambda recipe: recipe.caption.engine == "transformers",
+    ),
+    Operator(
+        "caption", _openai, _openai_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu",
+        batch=256, wanted=lambda recipe: recipe.caption.engine == "openai",
+    ),
+    Operator(
+        "translate", _translator, _translator_facts, image="none", needs=("caption_en", "caption_raw"), costly=True,
+        pool="gpu", batch=256, wanted=lambda recipe: recipe.translate.engine in TRANSLATORS,
+    ),
+    Operator(
+        "translate", _translator, _translator_facts, image="none", needs=("caption_en", "caption_raw"), costly=True,
+        pool="gpu", batch=256, wanted=lambda recipe: recipe.translate.engine == "openai",
+    ),
+    Operator(
         "translate", _translate, _translate_facts, image="none", needs=("caption_en", "caption_engine", *facts.NEEDS),
         costly=True, wanted=lambda recipe: recipe.translate.engine == "facts" and recipe.caption.engine == "facts",
+    ),
+    # A second question to the captioner; with `facts`, whose captions are composed, the row's captions are mended.
+    Operator(
+        "poster", _poster, _poster_facts, image="none", needs=poster.NEEDS, costly=True,
+        wanted=lambda recipe: recipe.poster.engine != "none" and recipe.caption.engine == "facts",
+    ),
+    Operator(
+        "poster", _poster, _poster_facts, image="encoded", needs=poster.NEEDS, costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.poster.engine != "none" and recipe.caption.engine in ("cogvlm", "transformers"),
+    ),
+    Operator(
+        "poster", _poster, _poster_facts, image="encoded", needs=poster.NEEDS, costly=True, pool="gpu", batch=256,
+        wanted=lambda recipe: recipe.poster.engine != "none" and recipe.caption.engine == "openai",
     ),
     Operator(
         "similarity", _similarity, _similarity_facts, image="encoded", needs=("caption_raw", "caption_en"), costly=True,
         pool="gpu", batch=256, wanted=lambda recipe: recipe.embed.engine != "none" and recipe.embed.similarity,
     ),
 )  # fmt: skip
+
+
+# What one worker of each pool takes from the cluster; how many there are at least and at most is the recipe's [engine].
+# A worker on a GPU mostly waits for it: with half a CPU there is room for one of each pool on two cores. All models of
+# a recipe live in one worker: in workers apart, the one that is idle would keep its share of a GPU from the other.
+def pools(recipe: Recipe) -> dict[str, Pool]:
+    """The resources of each kind of worker."""
+    return {"cpu": Pool(cpus=1), "gpu": Pool(cpus=0.5, gpus=recipe.engine.gpu_share)}
 
 
 LOOK_FIRST = 64  # shards that are looked at before an engine is started
@@ -374,7 +540,7 @@ def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
     files = open_files(recipe.store.uri)
     schema = _input_schema(shards, files, version_of(path[0], recipe))
     try:
-        plan = make_plan(recipe, path, schema, files)
+        plan = make_plan(recipe, path, schema, files, pools(recipe))
     except (FileNotFoundError, ValueError) as why:  # weights that a fingerprint is taken of
         raise UsageError(str(why)) from None
     return Prepared(plan, shards)
@@ -391,17 +557,35 @@ def run(
     display = display or Display()
     prepared = prepare(recipe, path)
     plan, shards = prepared.plan, prepared.shards
-    record = _begin(plan, shards)
-    progress = Progress(len(shards), waiting_for="workers to start")
-    started = time.monotonic()
-    with _recorded(plan, record), display.running(plan, progress), _signals(display) as stopping:
-        if not _nothing_to_do(plan, shards, progress):
-            engine = (make_engine or _engine)(plan)
-            try:
-                drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
-            finally:
-                engine.close()
-    return _finish(plan, record, progress, display, time.monotonic() - started)
+    progress = Progress(len(shards))
+    with metrics.served(recipe.run.metrics, progress):
+        record = _begin(plan, shards)
+        with log.written(recipe.run.log, record["run_id"]):
+            started = time.monotonic()
+            with _recorded(plan, record), display.running(plan, progress), _signals(display) as stopping:
+                _compute(plan, shards, progress, display, stopping, make_engine or _engine)
+            return _finish(plan, record, progress, display, time.monotonic() - started)
+
+
+def _compute(
+    plan: Plan,
+    shards: Sequence[read.Shard],
+    progress: Progress,
+    display: Display,
+    stopping: Callable[[], bool],
+    make_engine: Callable[[Plan], Engine],
+) -> None:
+    """Do all that is pending."""
+    with display.waiting(plan, progress, "a look at what is done"):
+        if _nothing_to_do(plan, shards, progress):
+            return
+    kind = "Ray" if plan.recipe.engine.kind == "ray" else "operators"
+    with display.waiting(plan, progress, f"{kind} to start"):
+        engine = make_engine(plan)
+    try:
+        drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
+    finally:
+        engine.close()
 
 
 def _nothing_to_do(plan: Plan, shards: Sequence[read.Shard], progress: Progress) -> bool:
@@ -519,6 +703,7 @@ def _write(plan: Plan, record: dict[str, Any]) -> None:
 
 def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Display, seconds: float) -> int:
     """Bring the index up to date, write the run's record, show the table, and choose the exit code."""
+    from curate import planner
     from curate.store import Store
 
     for shard in record["shards"]:
@@ -534,6 +719,8 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
             "crashes": progress.crashes,
         },
     }
+    planned = planner.compare(plan.files, [str(version) for version in plan.versions], record["report"])
+    record["report"] |= {"planned": planned} if planned else {}
     _write(plan, record)
     outcome = DONE, 0.0
 
@@ -552,7 +739,9 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
     store = Store(plan.recipe.store.uri, plan.files)
     with display.step("index"):
         store.ingest(closing=close, apart=plan.recipe.engine.kind == "ray")  # Ray's driver stays small
+    progress.parts_not_indexed = 0
     code, share = outcome
+    log.log.info("run ended", extra={"fields": record["report"] | {"state": record["state"], "exit_code": code}})
     display.finished(plan, progress, store, seconds, code, share)
     return code
 

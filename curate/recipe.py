@@ -41,8 +41,13 @@ class StoreAt:
 @dataclass(frozen=True)
 class Engine:
     kind: str = knob("ray", "ray: actors on this machine or a cluster; inline: this process", ("ray", "inline"))
-    workers: int = knob(0, "CPU workers; 0: one for each CPU of the machine or cluster", at_least=0)
-    gpu_workers: int = knob(0, "workers of GPU operators; 0: one for each GPU, or one without any", at_least=0)
+    workers: int = knob(0, "CPU workers at most; 0: one for each CPU of the machine or cluster", at_least=0)
+    gpu_workers: int = knob(0, "GPU workers at most; 0: as many as the GPUs hold, or one without any", at_least=0)
+    gpu_share: float = knob(1.0, "GPU that one GPU worker takes; 0.5: two workers share one", at_least=0.01)
+    min_workers: int = knob(1, "workers of each pool that stay while they have nothing to do", at_least=1)
+    worker_memory_gb: float = knob(
+        0.0, "GB that a CPU worker may take beyond what it starts with; 0: any", at_least=0.0
+    )
     range_rows: int = knob(64, "rows of one task: what a crash costs at most, per worker", at_least=1)
     open_shards: int = knob(0, "shards under work at once; 0: two for each worker", at_least=0)
     batch_timeout_s: float = knob(60.0, "seconds an operator may take for 16 rows; longer is a hang", at_least=0.1)
@@ -53,6 +58,8 @@ class Engine:
 class Run:
     exhaustive: bool = knob(False, "score rejected rows with the costly operators too")
     max_failed_share: float = knob(0.01, "share of rows, 0..1, that may fail before the exit code is 3", at_least=0.0)
+    log: str = knob("text", "text: for people; json: one object a line on standard error", ("text", "json"))
+    metrics: str = knob("", "host:port at which Prometheus finds the run, e.g. 0.0.0.0:9464; empty: nowhere")
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,11 @@ class Ocr:
 @dataclass(frozen=True)
 class Caption:
     engine: str = knob(
-        "facts", "facts: composed from what was measured; cogvlm: the model; none: no captions",
-        ("facts", "cogvlm", "none"),
+        "facts", "facts: composed from what was measured; cogvlm, transformers: a model; openai: an endpoint; none",
+        ("facts", "cogvlm", "transformers", "openai", "none"),
     )  # fmt: skip
     prompt: str = knob("detailed.v1", "shipped prompt, .toml file or text; `facts` only draws its wording from it")
-    weights: str = knob("", "model of `curate models list`, or the folder of a checkpoint (cogvlm)")
+    weights: str = knob("", "model of `curate models list`, or the folder of a checkpoint (cogvlm, transformers)")
     tokenizer: str = knob("", "the same of the tokenizer, where it is not the checkpoint's or the one the list names")
     max_new_tokens: int = knob(256, "longest caption, tokens", at_least=1)
     rows: int = knob(0, "captions generated at once; 0: what fits in memory, by measurement", at_least=0)
@@ -128,21 +135,51 @@ class Caption:
         "float32", "rotary angles; bfloat16 repeats the reference's rounding (cogvlm)", ("float32", "bfloat16")
     )
     weight_format: str = knob("none", "8-bit weights: less memory, other captions", ("none", "int8", "fp8"))
+    endpoint: str = knob("", "address that ends in /v1 (openai); its key: CURATE_API_KEY")
+    model: str = knob("", "name of the model there (openai)")
+    requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
+    timeout_s: float = knob(120.0, "seconds that one request may take (openai)", at_least=0.1)
+    retries: int = knob(5, "further tries after 429, 5xx and broken answers (openai)", at_least=0)
+    max_side_px: int = knob(2048, "larger pictures are sent smaller (openai)", at_least=64)
 
 
 @dataclass(frozen=True)
 class Translate:
     engine: str = knob(
-        "auto", "facts: Chinese of `facts` captions; none: not translated; auto: what fits the captioner",
-        ("auto", "facts", "none"),
+        "auto", "facts: Chinese of `facts` captions; marian, nllb, causal-lm: a model; openai: an endpoint; none; "
+        "auto: facts for `facts` captions, else none",
+        ("auto", "facts", "marian", "nllb", "causal-lm", "openai", "none"),
     )  # fmt: skip
+    weights: str = knob("", "model of `curate models list` or folder; empty: the engine's own")
+    glossary: str = knob("glossary.v1", "shipped glossary or .toml file of names that must survive; empty: none")
+    raw: bool = knob(False, "translate raw captions, too")
+    dtype: str = knob("float32", "of the model", ("float32", "bfloat16", "float16"))
+    rows: int = knob(64, "texts translated at once (marian, nllb, causal-lm)", at_least=1)
+    endpoint: str = knob("", "address that ends in /v1 (openai); its key: CURATE_API_KEY")
+    model: str = knob("", "name of the model there (openai)")
+    requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
+    timeout_s: float = knob(120.0, "seconds that one request may take (openai)", at_least=0.1)
+    retries: int = knob(5, "further tries after 429, 5xx and broken answers (openai)", at_least=0)
 
 
+TRANSLATORS = {"marian": "opus-mt-en-zh", "nllb": "nllb-200-distilled-600m", "causal-lm": "hy-mt1.5-1.8b"}
 HEADS = {
     "laion-v1": "laion-aesthetic-v1",
     "laion-v2": "laion-aesthetic-v2",
     "siglip-v2.5": "siglip-aesthetic-v2.5",
 }
+
+
+@dataclass(frozen=True)
+class Poster:
+    engine: str = knob("none", "caption: [caption]'s engine is told the text that OCR read; none", ("caption", "none"))
+    prompt: str = knob("poster.v1", "shipped prompt or .toml file; its {caption} stands for the text and its places")
+    min_confidence: float = knob(0.9, "mean confidence of OCR, 0..1", at_least=0.0)
+    min_area: float = knob(0.01, "share of the picture under text, from", at_least=0.0)
+    max_area: float = knob(0.6, "and up to; denser text is no poster", at_least=0.0)
+    min_line_px: float = knob(24.0, "height of a line below which it is small print, px", at_least=0.0)
+    covered: float = knob(0.8, "share of the text that a caption must quote, 0..1; else it is appended", at_least=0.0)
+    rendered: float = knob(0.2, "share of rendered text (curate synth) that a model captions anew, 0..1", at_least=0.0)
 
 
 @dataclass(frozen=True)
@@ -162,13 +199,16 @@ class Recipe:
     ocr: Ocr = Ocr()
     caption: Caption = Caption()
     translate: Translate = Translate()
+    poster: Poster = Poster()
     policy: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Put what `auto` stands for in its place: past this door nothing asks again."""
         if self.translate.engine == "auto":
             fitting = "facts" if self.caption.engine == "facts" else "none"
-            object.__setattr__(self, "translate", Translate(engine=fitting))
+            object.__setattr__(self, "translate", replace(self.translate, engine=fitting))
+        if self.translate.engine in TRANSLATORS and not self.translate.weights:
+            object.__setattr__(self, "translate", replace(self.translate, weights=TRANSLATORS[self.translate.engine]))
         if self.aesthetic.engine in HEADS and not self.aesthetic.weights:
             object.__setattr__(self, "aesthetic", replace(self.aesthetic, weights=HEADS[self.aesthetic.engine]))
 
@@ -216,6 +256,9 @@ def from_tables(tables: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise UsageError(
             f"{where}: aesthetic.engine={recipe.aesthetic.engine!r} scores the embedding; set embed.engine='open_clip'"
         )
+    for name, keys in (("caption", recipe.caption), ("translate", recipe.translate)):
+        if keys.engine == "openai" and not (keys.endpoint and keys.model):
+            raise UsageError(f"{where}: {name}.engine='openai' needs {name}.endpoint (ends in /v1) and {name}.model")
     if recipe.translate.engine == "facts" and recipe.caption.engine != "facts":
         raise UsageError(
             f"{where}: translate.engine='facts' only translates captions of caption.engine='facts', "

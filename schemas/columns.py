@@ -121,9 +121,20 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "translate": (
         Column("caption_zh", TEXT, "the synthetic caption in Simplified Chinese"),
+        Column("caption_raw_zh", TEXT, "an English raw caption in Simplified Chinese, with translate.raw; else null"),
+        Column("caption_raw_en", TEXT, "a Chinese raw caption in English, with translate.raw; else null"),
+        Column("translate_lost", TEXTS, "quoted text, numbers, glossary names of caption_en that caption_zh lacks"),
         Column("translate_engine", TEXT, "what translated it"),
         Column("translate_model", TEXT, "model name"),
         Column("translate_revision", TEXT, "revision of the model's weights or of the composing code"),
+    ),
+    "poster": (
+        Column("poster_caption_en", TEXT, "English caption of a poster or scene text that quotes what OCR read"),
+        Column("poster_caption_zh", TEXT, "the same in Chinese; quoted text is never translated"),
+        Column("poster_how", TEXT, "written, cut (a sentence with a false quotation), clause (text appended), refused"),
+        Column("poster_quoted", REAL, "share of the text that the captioner quoted by itself, 0..1"),
+        Column("poster_invented", TEXTS, "quotations that are not in the picture; their sentences were cut out"),
+        Column("poster_engine", TEXT, "what wrote the caption; null for a row that is no poster"),
     ),
     "similarity": (
         Column("similarity_raw", REAL, "cosine of picture and raw caption by the embedding's model, -1..1"),

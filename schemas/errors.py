@@ -19,6 +19,7 @@ ROW_ERRORS: dict[str, str] = {
     "out_of_memory": "the row alone does not fit in memory",
     "worker_crash": "the row killed the worker process",
     "prompt_too_long": "the prompt has more tokens than the model's context",
+    "endpoint_failed": "the caption or translation endpoint refused the row or gave no answer in all tries",
     "operator_failed": "the operator raised an exception; the message has its class and text",
 }
 

@@ -124,9 +124,7 @@ class Siglip:
         self._dtype = getattr(torch, dtype)
         try:
             # The head was trained behind Pillow's resizing; torchvision's shifts scores by some hundredths.
-            self._processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                str(weights), local_files_only=True, backend="pil"
-            )
+            self._processor = AutoImageProcessor.from_pretrained(str(weights), local_files_only=True, backend="pil")
             model = SiglipVisionModel.from_pretrained(
                 str(weights), local_files_only=True, use_safetensors=True, dtype=self._dtype
             )

@@ -57,12 +57,15 @@ class CaptionPrompt:
     caption_characters: int = 200
 
     def text(self, caption: str | None) -> str:
-        """The prompt for a picture that came with `caption`, of which at most `caption_characters` are shown."""
-        query = self.query
+        """The prompt for a picture that came with `caption`, in CogVLM's template."""
+        return chat(self.ask(caption), template=self.template)
+
+    def ask(self, caption: str | None) -> str:
+        """What is asked of a picture that came with `caption`, of which at most `caption_characters` are shown."""
         shown = " ".join((caption or "").split())[: self.caption_characters]
         if shown and self.query_with_caption is not None:
-            query = self.query_with_caption.replace("{caption}", shown)
-        return chat(query, template=self.template)
+            return self.query_with_caption.replace("{caption}", shown)
+        return self.query
 
 
 def caption_prompt(name: str) -> CaptionPrompt:

@@ -69,6 +69,9 @@ class FactsTranslator:
         return [
             {
                 "caption_zh": self._chinese(sample.values),
+                "caption_raw_zh": None,
+                "caption_raw_en": None,
+                "translate_lost": [],
                 "translate_engine": "facts",
                 "translate_model": MODEL,
                 "translate_revision": str(VERSION),
