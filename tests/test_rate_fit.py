@@ -124,7 +124,10 @@ def test_campaigns_sample_as_they_are_told(finished_store: Path) -> None:
 
     def images(name: str, **plan: object) -> list[float]:
         made = campaign.create(ledger, store, campaign.Plan(name, where="TRUE", **plan))  # type: ignore[arg-type]
-        ids = [r[0] for r in ledger.read().execute("SELECT row_id FROM items WHERE campaign_id = ? ORDER BY position", [made])]
+        ids = [
+            r[0]
+            for r in ledger.read().execute("SELECT row_id FROM items WHERE campaign_id = ? ORDER BY position", [made])
+        ]
         known = dict(store.rows("SELECT row_id, sharpness_tile FROM samples"))
         return [known[row_id] for row_id in ids]
 

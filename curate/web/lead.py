@@ -243,7 +243,8 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
         """Votes, consensus or all events of a campaign as a file, streamed; raters under pseudonyms."""
         row = found(campaign_id)
         ledger = desk.writer()
-        ledger.write(lambda db: audit(db, ledger.clock(), person().id, "exported", row["name"], f"{what}.{kind}"))
+        by, now = person().id, ledger.clock()
+        ledger.write(lambda db: audit(db, now, by, "exported", row["name"], f"{what}.{kind}"))
         chunks: Iterator[bytes] = export.stream(ledger, campaign_id, what, kind)
         headers = {"Content-Disposition": f'attachment; filename="campaign-{campaign_id}-{what}.{kind}"'}
         return StreamingResponse(chunks, media_type=export.FORMATS[kind], headers=headers)

@@ -1,6 +1,6 @@
 """Training runs of the store as they go: losses, speed and samples, drawn anew every few seconds.
 
-A run tells the store where it is (`training/NAME.json`); what it says is in its metrics.jsonl. Charts are SVG made here.
+A run tells the store where it is (`training/NAME.json`); what it says is in its metrics.jsonl. Charts are SVG.
 """
 
 from __future__ import annotations
