@@ -30,6 +30,7 @@ from curate.progress import Display
 from curate.recipe import Recipe
 from curate.store import Store
 from curate.store.derived import withdraw
+from schemas.columns import OPERATORS
 from workers import embedder
 
 
@@ -180,7 +181,8 @@ def make(folder: Path, captions: Sequence[str], images: Sequence[bytes], clip: d
     def load_clip(recipe: Recipe) -> Any:
         def concepts(samples: Sequence[Any]) -> list[dict[str, Any]]:
             found = [clip.get(sample.values["caption_raw"], (None, None)) for sample in samples]
-            return [{"clip_concept": name, "clip_concept_score": score} for name, score in found]
+            nothing = dict.fromkeys(column.name for column in OPERATORS["concepts"])
+            return [nothing | {"clip_concept": name, "clip_concept_score": score} for name, score in found]
 
         return concepts
 
