@@ -97,10 +97,11 @@ class Endpoint:
             try:
                 return self._reply(self._post(body), begun, attempt + 1)
             except urllib.error.HTTPError as why:
-                last = f"HTTP {why.code}: {_detail(why)}"
+                with why:
+                    last = f"HTTP {why.code}: {_detail(why)}"
+                    pause = _seconds(why.headers.get("Retry-After"))
                 if why.code not in AGAIN:
                     raise RowError("endpoint_failed", last) from None
-                pause = _seconds(why.headers.get("Retry-After"))
             # URLError and TimeoutError are OSErrors.
             except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as why:
                 last = f"{type(why).__name__}: {why}"
@@ -165,6 +166,7 @@ class Endpoint:
         try:
             urllib.request.urlopen(request, timeout=min(self.timeout_s, 10.0)).close()
         except urllib.error.HTTPError as why:
+            why.close()
             if why.code in (401, 403):
                 raise EndpointError(
                     f"endpoint {self.url}: HTTP {why.code}, the key is missing or refused; set CURATE_API_KEY"

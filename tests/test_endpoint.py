@@ -1,0 +1,261 @@
+"""The endpoint captioner against a real HTTP server that speaks the protocol and misbehaves on purpose."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from curate import pipeline
+from curate.errors import UsageError
+from curate.progress import Display
+from curate.recipe import Recipe, from_tables
+from curate.store import Store
+from schemas.errors import RowError
+from workers.cogvlm.prompt import caption_prompt
+from workers.endpoint import Endpoint, EndpointCaptioner, EndpointError, EndpointModel
+from workers.sample import Sample
+from workers.translator import Piece
+
+
+@dataclass
+class Server:
+    """`script` holds what the next answers are: a status, `slow`, `drip`, `cut`, `json`, `empty`, `null` or `ok`."""
+
+    script: list[Any] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    together: int = 0
+    most: int = 0
+    hold: int = 0
+    """Answers wait until so many requests are in flight."""
+    full: threading.Condition = field(default_factory=threading.Condition)
+    stop: threading.Event = field(default_factory=threading.Event)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+def answer(text: str, finish: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 11, "completion_tokens": len(text.split())}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            server.keys.append(self.headers.get("Authorization"))
+            self.send(server.script.pop(0) if server.script and server.script[0] in (401, 403) else 200, b"{}")
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with server.full:
+                server.asked.append(body)
+                server.together += 1
+                server.most = max(server.most, server.together)
+                server.full.notify_all()
+                server.full.wait_for(lambda: server.most >= server.hold, 10)
+                kind = server.script.pop(0) if server.script else "ok"
+            try:
+                self.behave(kind, answer(f"seen {len(server.asked)}"))
+            finally:
+                with server.full:
+                    server.together -= 1
+
+        def behave(self, kind: Any, good: bytes) -> None:
+            if isinstance(kind, int):
+                self.send(kind, json.dumps({"error": {"message": f"told {kind}"}}).encode(), {"Retry-After": "0"})
+            elif kind == "slow":
+                server.stop.wait(10)
+                self.close_connection = True
+            elif kind == "drip":
+                self.send(200, good, drip=True)
+            elif kind == "cut":
+                self.send(200, good, cut=20)
+            else:
+                bad = {"json": b"{not json", "empty": b'{"choices": []}', "long": answer("word " * 9, "length")}
+                bad["null"] = b'{"choices": [{"message": {"content": null}}]}'
+                self.send(200, bad.get(kind, good))
+
+        def send(
+            self, code: int, data: bytes, headers: dict[str, str] | None = None, cut: int = 0, drip: bool = False
+        ) -> None:
+            self.send_response(code)
+            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if drip:
+                for i in range(len(data) - 1):
+                    self.wfile.write(data[i : i + 1])
+                    self.wfile.flush()
+                    if server.stop.wait(0.05):
+                        break
+            else:
+                self.wfile.write(data[:cut] if cut else data)
+            self.close_connection = self.close_connection or bool(cut) or drip
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads = True
+        server.port = http.server_address[1]
+        thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop.set()
+            http.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(Server()) as running:
+        yield running
+
+
+def encoded(seed: int, kind: str = "PNG", side: int = 30) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def endpoint(server: Server, **options: Any) -> Endpoint:
+    return Endpoint(server.url, "tiny", **{"pause_s": 0.01, "timeout_s": 0.5, "retries": 3, "requests": 1, **options})
+
+
+def captioner(server: Server, **options: Any) -> EndpointCaptioner:
+    return EndpointCaptioner(endpoint(server, **options), caption_prompt("short.v1"), max_side_px=64, max_tokens=9)
+
+
+def test_a_picture_travels_as_its_own_bytes_and_never_as_a_link(server: Server) -> None:
+    data = encoded(1)
+    (row,) = captioner(server)([Sample(0, data, {})])
+    assert (row["caption_en"], row["caption_engine"], row["caption_model"]) == ("seen 1", "openai", "tiny")
+    assert (row["caption_tokens_in"], row["caption_tokens_out"], row["caption_finish"]) == (11, 2, "stop")
+    (body,) = server.asked
+    assert body["model"] == "tiny"
+    assert body["max_tokens"] == 9
+    picture, text = body["messages"][0]["content"]
+    assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(data).decode()
+    assert text["text"] == caption_prompt("short.v1").query
+    assert "http" not in json.dumps(body["messages"])
+
+
+def test_other_formats_and_large_pictures_are_sent_as_jpeg_of_bounded_size(server: Server) -> None:
+    captioner(server)([Sample(0, encoded(1, "BMP"), {}), Sample(1, encoded(1, "PNG", 200), {})])
+    sizes = []
+    for body in server.asked:
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        assert url.startswith("data:image/jpeg;base64,")
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size)
+    assert sorted(sizes) == [(30, 30), (64, 64)]
+
+
+@pytest.mark.parametrize("trouble", [429, 500, 503, "slow", "drip", "cut", "json", "empty", "null"])
+def test_trouble_that_passes_is_tried_again(trouble: Any, server: Server) -> None:
+    server.script = [trouble, trouble]
+    reply = endpoint(server).ask([{"role": "user", "content": "hello"}])
+    assert reply.tries == 3
+    assert reply.text == "seen 3"
+
+
+@pytest.mark.parametrize(
+    ("script", "tries", "complaint"),
+    [
+        ([400], 1, "HTTP 400: told 400"),
+        ([404], 1, "HTTP 404: told 404"),
+        ([500] * 9, 4, "no answer in 4 tries; the last one: HTTP 500: told 500"),
+        (["json"] * 9, 4, "JSONDecodeError"),
+        (["empty"] * 9, 4, "an answer without choices"),
+    ],
+)
+def test_trouble_that_stays_is_the_row_s_error(script: list[Any], tries: int, complaint: str, server: Server) -> None:
+    server.script = script
+    with pytest.raises(RowError) as failure:
+        endpoint(server).ask([])
+    assert failure.value.code == "endpoint_failed"
+    assert complaint in failure.value.message
+    assert len(server.asked) == tries
+
+
+def test_a_failed_row_costs_its_neighbours_nothing(server: Server) -> None:
+    server.script = ["ok", 400, "ok"]
+    caption = captioner(server)
+    samples = [Sample(i, encoded(i), {}) for i in range(3)]
+    with pytest.raises(RowError):
+        caption(samples)
+    asked = len(server.asked)
+    rows = caption([samples[0], samples[2]])
+    assert [row["caption_en"] for row in rows] == ["seen 1", "seen 3"]
+    assert len(server.asked) == asked
+
+
+def test_as_many_requests_are_in_flight_as_were_asked_for(server: Server) -> None:
+    server.hold = 5
+    captioner(server, requests=5, timeout_s=20.0)([Sample(i, encoded(i), {}) for i in range(12)])
+    assert server.most == 5
+
+
+def test_a_wrong_address_or_key_stops_before_any_row(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EndpointError, match="nobody answers there"):
+        Endpoint("http://127.0.0.1:9/v1", "m", timeout_s=1)
+    with pytest.raises(EndpointError, match="give an http"):
+        Endpoint("ftp://host/v1", "m")
+    monkeypatch.setenv("CURATE_API_KEY", "secret-of-mine")
+    server.script = [401]
+    with pytest.raises(EndpointError, match="set CURATE_API_KEY") as refusal:
+        endpoint(server)
+    assert "secret-of-mine" not in str(refusal.value)
+    assert server.keys == ["Bearer secret-of-mine"]
+
+
+def test_an_endpoint_translates_whole_captions_with_the_glossary(server: Server) -> None:
+    model = EndpointModel(endpoint(server))
+    assert model.translate([Piece("A gate.", {"gate": "门"})], "en", "zh") == ["seen 1"]
+    assert "gate 翻译成 门" in server.asked[0]["messages"][0]["content"]
+
+
+def test_a_recipe_without_an_address_is_refused() -> None:
+    tables = {"input": {"uri": "a"}, "store": {"uri": "b"}, "caption": {"engine": "openai"}}
+    with pytest.raises(UsageError, match=r"needs caption\.endpoint .* and caption\.model"):
+        from_tables(tables)
+
+
+def test_a_run_captions_by_an_endpoint_and_records_failures_as_rows(
+    server: Server, recipe: Recipe, finished_store: Path
+) -> None:
+    server.script = [400]
+    caption = dataclasses.replace(
+        recipe.caption, engine="openai", endpoint=server.url, model="tiny", requests=2, prompt="short.v1"
+    )
+    changed = dataclasses.replace(
+        recipe, caption=caption, translate=dataclasses.replace(recipe.translate, engine="none")
+    )
+    before = Store(finished_store).rows("SELECT count(*) FROM samples WHERE keep")[0][0]
+    assert pipeline.run(changed, display=Display(Console(file=io.StringIO()))) == 0
+    store = Store(finished_store)
+    assert store.rows("SELECT count(*) FROM errors WHERE error = 'endpoint_failed' AND operator = 'caption'") == [(1,)]
+    assert store.rows("SELECT count(caption_en) FROM samples WHERE caption_engine = 'openai'") == [(before - 1,)]
