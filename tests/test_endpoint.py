@@ -208,6 +208,8 @@ def test_a_failed_row_costs_its_neighbours_nothing(server: Server) -> None:
     with pytest.raises(RowError):
         caption(samples)
     asked = len(server.asked)
+    with pytest.raises(RowError):
+        caption(samples[1:2])
     rows = caption([samples[0], samples[2]])
     assert [row["caption_en"] for row in rows] == ["seen 1", "seen 3"]
     assert len(server.asked) == asked

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -177,7 +178,11 @@ class Endpoint:
 
 
 class EndpointCaptioner:
-    """The `caption` operator by an endpoint. What came back before a neighbour failed is kept for the next call."""
+    """The `caption` operator by an endpoint.
+
+    Answers and failures are kept for the next call: a row that fails makes the engine ask for smaller and smaller
+    batches, and nothing is asked of the endpoint again.
+    """
 
     def __init__(
         self, endpoint: Endpoint, prompt: CaptionPrompt, *, max_side_px: int = 2048, **sampling: float | int
@@ -186,7 +191,7 @@ class EndpointCaptioner:
         self.prompt = prompt
         self.max_side_px = max_side_px
         self.sampling = sampling
-        self._kept: dict[bytes, Reply] = {}
+        self._kept: dict[bytes, Reply | RowError] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the `caption` columns per sample; raises RowError for the first that has none."""
@@ -200,21 +205,11 @@ class EndpointCaptioner:
             content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
             return self.endpoint.ask([{"role": "user", "content": content}], **self.sampling)
 
-        asks = [lambda sample=sample, text=text: ask(sample, text) for sample, text in todo.values()]
-        failures: dict[bytes, RowError] = {}
-        for key, reply in zip(todo, self.endpoint.ask_all(asks), strict=True):
-            if isinstance(reply, RowError):
-                failures[key] = reply
-            else:
-                self._kept[key] = reply
-        while len(self._kept) > KEPT:
+        asks = [partial(ask, sample, text) for sample, text in todo.values()]
+        self._kept |= zip(todo, self.endpoint.ask_all(asks), strict=True)
+        while len(self._kept) > max(KEPT, len(samples)):
             del self._kept[next(iter(self._kept))]
-        for key in keys:
-            if key in failures:
-                raise failures[key]
-        found = [self._kept[key] for key in keys]
-        for key in keys:
-            self._kept.pop(key, None)
+        found = _answers(self._kept, keys)
         return [
             {
                 "caption_en": reply.text,
@@ -239,17 +234,34 @@ class EndpointModel:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._kept: dict[str, Reply | RowError] = {}
 
     def translate(self, pieces: Sequence[Piece], source: Language, target: Language) -> list[str]:
-        """One translation a piece; raises RowError for the first that got none."""
-        turns = [[{"role": "user", "content": instruction(piece, target)}] for piece in pieces]
-        asks = [lambda turn=turn: self.endpoint.ask(turn, temperature=0, max_tokens=1024) for turn in turns]
-        found = []
-        for reply in self.endpoint.ask_all(asks):
-            if isinstance(reply, RowError):
-                raise reply
-            found.append(reply.text)
-        return found
+        """One translation a piece; raises RowError for the first that got none. Kept as captions are."""
+        turns = [instruction(piece, target) for piece in pieces]
+
+        def ask(turn: str) -> Reply:
+            return self.endpoint.ask([{"role": "user", "content": turn}], temperature=0, max_tokens=1024)
+
+        todo = [turn for turn in dict.fromkeys(turns) if turn not in self._kept]
+        self._kept |= zip(todo, self.endpoint.ask_all([partial(ask, turn) for turn in todo]), strict=True)
+        while len(self._kept) > max(KEPT, len(turns)):
+            del self._kept[next(iter(self._kept))]
+        return [reply.text for reply in _answers(self._kept, turns)]
+
+
+def _answers(kept: dict[Any, Reply | RowError], keys: Sequence[Any]) -> list[Reply]:
+    """The replies of `keys`, taken out of `kept`; raises the first failure, and forgets it when it stands alone."""
+    for key in keys:
+        failure = kept[key]
+        if isinstance(failure, RowError):
+            if len(keys) == 1:
+                del kept[key]
+            raise failure
+    found = [reply for key in keys if isinstance(reply := kept[key], Reply)]
+    for key in keys:
+        kept.pop(key, None)
+    return found
 
 
 def data_url(data: bytes, limits: Limits, max_side_px: int) -> str:
