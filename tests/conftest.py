@@ -142,3 +142,19 @@ def ray_cluster() -> Iterator[None]:
 def finished_store(recipe: Recipe, finished_once: Path) -> Path:
     """The store of a finished run of `recipe`."""
     return Path(shutil.copytree(finished_once / "store", recipe.store.uri))
+
+
+@pytest.fixture(scope="session")
+def train_mix(tmp_path_factory: pytest.TempPathFactory, finished_once: Path) -> Path:
+    """A mix of all rows of the finished run that decode, a third of them kept back: see tests/train_tiny.py."""
+    from train_tiny import make_mix
+
+    return make_mix(finished_once / "store", tmp_path_factory.mktemp("mix") / "mix")
+
+
+@pytest.fixture(scope="session")
+def train_base(train_mix: Path) -> Path:
+    """Tiny models for it."""
+    from curate.train import run, tiny
+
+    return tiny.make_tiny(train_mix.parent / "base", run.captions([str(train_mix)]), 0)

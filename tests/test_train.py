@@ -18,7 +18,7 @@ from train_tiny import BUCKETS, STEPS, console, make_mix, recipe, train_in_proce
 
 from curate.errors import CurateError, UsageError
 from curate.store import Store
-from curate.train import checkpoint, evaluate, loop, models, run, tiny
+from curate.train import checkpoint, evaluate, loop, models, run
 from curate.train.checkpoint import averaged
 from curate.train.data import Place
 from curate.train.log import read_metrics
@@ -36,13 +36,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def mix(tmp_path_factory: pytest.TempPathFactory, finished_once: Path) -> Path:
-    return make_mix(finished_once / "store", tmp_path_factory.mktemp("mix") / "mix")
+def mix(train_mix: Path) -> Path:
+    return train_mix
 
 
 @pytest.fixture(scope="module")
-def base(mix: Path) -> Path:
-    return tiny.make_tiny(mix.parent / "base", run.captions([str(mix)]), 0)
+def base(train_base: Path) -> Path:
+    return train_base
 
 
 def small(out: Path, mix: Path, **sections: Any) -> Recipe:

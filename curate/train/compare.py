@@ -99,8 +99,8 @@ def make_mixes(wanted: Recipe, console: Console) -> None:
             languages=parse_languages(arm.languages),
             where=arm.where,
             ignore_policy=arm.ignore_policy,
-            text=arm.text,
-            text_cap=arm.text_cap if arm.text else 0.0,
+            text=rendered_text(wanted, arm, console),
+            text_cap=arm.text_cap if arm.text or arm.text_rows else 0.0,
             rows=sizes[arm.size_of] if arm.size_of else 0,
             validation=wanted.compare.validation,
             buckets=buckets,
@@ -116,6 +116,17 @@ def make_mixes(wanted: Recipe, console: Console) -> None:
                 "set a larger share"
             )
         console.print(f"{arm.name}: {counts['train']} rows to train on", highlight=False)
+
+
+def rendered_text(wanted: Recipe, arm: Arm, console: Console) -> str:
+    """The rendered text of an arm: what the recipe names, or shards that are made here; empty when it has none."""
+    if arm.text or not arm.text_rows:
+        return arm.text
+    from curate.synth.shards import generate, load_recipe
+
+    out = wanted.folder / "text"
+    generate(out, arm.text_rows, wanted.train.seed, load_recipe(None), 1, False, console)
+    return str(out)
 
 
 def mix_of(wanted: Recipe, arm: Arm) -> Path:

@@ -142,6 +142,7 @@ class Arm:
     size_of: str = knob("", "name of another arm: a random subset of its size")
     against: str = knob("", "names of the arms that it is held against, with commas between")
     text: str = knob("", "store or shards of rendered text that is added")
+    text_rows: int = knob(0, "pictures of rendered text to make for it when `text` is empty", at_least=0)
     text_cap: float = knob(0.1, "largest share of rendered text, 0..1", at_least=0.0)
 
 
