@@ -53,9 +53,10 @@ def ratio(first: float, second: float) -> float:
     return (max(first, second) + 0.05) / (min(first, second) + 0.05)
 
 
-def readable(inks: tuple[RGB, ...], grounds: tuple[float, ...], least: float = BEFORE) -> list[RGB]:
+@lru_cache(4096)
+def readable(inks: tuple[RGB, ...], grounds: tuple[float, ...], least: float = BEFORE) -> tuple[RGB, ...]:
     """The inks that have a contrast of `least` to each of the ground luminances."""
-    return [ink for ink in inks if all(ratio(luminance(ink), ground) >= least for ground in grounds)]
+    return tuple(ink for ink in inks if all(ratio(luminance(ink), ground) >= least for ground in grounds))
 
 
 @lru_cache(4096)

@@ -135,7 +135,7 @@ def poster(page: Page) -> None:
     if style == "classic":
         _classic(page, title, [under, *details], (ink, second, accent))
         return
-    on_accent = draw.pick(readable((WHITE, BLACK, GOLD, ink), (luminance(accent),), 4.5) or [WHITE])
+    on_accent = draw.pick(readable((WHITE, BLACK, GOLD, ink), (luminance(accent),), 4.5) or (WHITE,))
     if ratio(luminance(on_accent), luminance(accent)) < BEFORE:
         style = "frame"
     lines: list[tuple[str, Face, float, RGB, str]]
@@ -614,7 +614,7 @@ def _columns(
         page.line(text, face, px, ink, (x, top + len(text) * step / 2), role, "v", effects=effects)
 
 
-def _arc(page: Page, face: Face, ink: RGB, inks: list[RGB]) -> None:
+def _arc(page: Page, face: Face, ink: RGB, inks: tuple[RGB, ...]) -> None:
     """A line bent along a circle, and one or two straight ones below it."""
     draw, s, w, h = page.draw, page.side, page.width, page.height
     texts = page.words.lines([(4, 8), *[(2, 6)] * draw.whole(0, 2)])
@@ -631,7 +631,7 @@ def _arc(page: Page, face: Face, ink: RGB, inks: list[RGB]) -> None:
         _rows(page, straight, face, small, ink, (w / 2, 0.64 * h), 1.4 * small, "c", {})
 
 
-def _effects(page: Page, px: int, ink: RGB, inks: list[RGB], busy: bool = False) -> dict[str, Any]:
+def _effects(page: Page, px: int, ink: RGB, inks: tuple[RGB, ...], busy: bool = False) -> dict[str, Any]:
     """Outline, shadow or a gradient for a share of the lines; more on a busy ground."""
     draw = page.draw
     kind = draw.weighted((("", 0.45 if busy else 0.62), ("out", 0.15), ("sh", 0.3 if busy else 0.14), ("grad", 0.1)))

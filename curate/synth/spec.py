@@ -250,7 +250,8 @@ class Page:
         """The texts, some replaced by English or mixed with it, as the recipe's share says; at most `most` ems."""
         mixed = []
         for text in texts:
-            if self.draw.chance(self.world.synth.english):
+            due = any(character in text for character in self.words.due)
+            if self.draw.chance(self.world.synth.english) and not due:
                 latin = self.latin()
                 text = latin if self.draw.chance(0.5) else text[: max(1, most - 4)] + latin.split()[0]
                 if ems(text) > most:

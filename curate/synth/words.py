@@ -4,8 +4,8 @@
 
 Half of the words are drawn by the square root of their frequency, three tenths uniformly, two tenths by rare character:
 uniform over the 6,763 characters of GB2312, then a word that holds it. Frequent words alone do not do: the 50,000 most
-frequent of wordfreq hold 4,736 characters. The characters of the last kind go round in a keyed order, so that each has
-its turn once in 6,763 and none is left to luck.
+frequent of wordfreq hold 4,736 characters. The characters of the last kind go round in a keyed order, one at least in
+every picture, so that each is shown at least once by any 6,763 pictures in a row and none is left to luck.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from curate.synth.draw import Draw
 SIZE = 50_000
 MAX_CHARACTERS = 8
 SHARES = (0.5, 0.3, 0.2)  # by square root of frequency, uniform, rare character
-WORD_CHARACTERS = 2.1  # mean length of a drawn word
+WORD_CHARACTERS = 1.9  # mean length of a drawn word
 SENSITIVE = Path(__file__).parent / "sensitive.txt"
 INSTALL = "pip install 'curate[synth]'"
 
@@ -145,6 +145,7 @@ class Words:
         self.draw = draw
         self._turn = Draw("turn", seed).whole(0, len(FLOOR) - 1) + index
         self.turns = 0
+        self.due: list[str] = []
 
     def word(self, limit: int) -> str:
         """A word of at most `limit` characters: 5 in 8 by the square root of its frequency, 3 in 8 uniform."""
@@ -163,14 +164,15 @@ class Words:
         # 2,521 has no factor in common with the 6,763 characters: the steps of every index visit each of them once.
         character = FLOOR[(2521 * self._turn + 1693 * self.turns) % len(FLOOR)]
         self.turns += 1
+        self.due.append(character)
         numbers = self.lexicon.holding.get(character, ())
         fitting = [number for number in numbers if len(self.lexicon.words[number]) <= limit]
         return self.lexicon.words[self.draw.pick(fitting)] if fitting else character
 
     def lines(self, shapes: Sequence[tuple[int, int]]) -> list[str]:
-        """A text for each (fewest, most) number of characters; a fifth of the words come from `rare`."""
+        """A text for each (fewest, most) number of characters; a fifth of the words come from `rare`, one at least."""
         wanted = SHARES[2] * sum(low + high for low, high in shapes) / 2 / WORD_CHARACTERS
-        rare = int(wanted) + self.draw.chance(wanted % 1)
+        rare = max(1, int(wanted) + self.draw.chance(wanted % 1))
         places = [self.draw.whole(0, len(shapes) - 1) for _ in range(rare)]
         texts = []
         for number, (low, high) in enumerate(shapes):

@@ -1,0 +1,157 @@
+"""Rate of rendered text, and how often each character comes: `python -m benchmarks.synth`.
+
+Specs, drawing, the check of every glyph and the JPEG, one process, CPU seconds. The same pictures are encoded as JPEG
+alone in between, so that the ratio does not depend on the machine's mood. Then specs alone, by which the appearances of
+the 6,763 characters of GB2312 are counted. Last line: `RESULT ` and the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from curate.synth.render import encode
+from curate.synth.sample import sample
+from curate.synth.shards import prepare
+from curate.synth.spec import REUSE, Synth, Unfit, World, draw_spec
+from curate.synth.words import FLOOR, coverage
+
+IN_MEMORY, WITH_DECODE, CHARACTERS = 150.0, 100.0, 100.0  # targets: images/s/core twice, appearances per million rows
+MILLION = 1_000_000
+
+
+def rates(world: World, rows: int) -> dict[str, Any]:
+    """CPU seconds for each of `rows` rows: photographs in memory, decoded once for REUSE rows, and JPEG alone."""
+    spent = {"memory": 0.0, "decode": 0.0, "jpeg": 0.0, "specs": 0.0}
+    sizes: list[int] = []
+    spec_sizes: list[int] = []
+    by_tier: dict[str, list[float]] = {}
+    for item in world.photographs.items:
+        world.photographs.pixels(item.id)
+    for index in range(rows):
+        clock = time.process_time()
+        row = sample(world, 1, index)
+        took = time.process_time() - clock
+        spent["memory"] += took
+        by_tier.setdefault(row["synth_tier"], []).append(took)
+        sizes.append(len(row["image"]))
+        spec_sizes.append(len(row["synth_spec"].encode()))
+        pixels = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+        clock = time.process_time()
+        encode(np.asarray(pixels, np.uint8), 92)
+        spent["jpeg"] += time.process_time() - clock
+        if index % REUSE == 0:
+            world.photographs.pixels.cache_clear()
+        clock = time.process_time()
+        sample(world, 5, index)  # of another seed: its glyphs have not been drawn before
+        spent["decode"] += time.process_time() - clock
+        for item in world.photographs.items[:8]:
+            world.photographs.pixels(item.id)
+        clock = time.process_time()
+        draw_spec(world, 2, index) if _fits(world, index) else None
+        spent["specs"] += time.process_time() - clock
+    return {
+        "ms": {name: seconds / rows * 1e3 for name, seconds in spent.items()},
+        "ms_by_tier": {tier: float(np.mean(times)) * 1e3 for tier, times in sorted(by_tier.items())},
+        "kb_jpeg": float(np.mean(sizes)) / 1e3,
+        "kb_spec": float(np.mean(spec_sizes)) / 1e3,
+        "most_kb_spec": max(spec_sizes) / 1e3,
+    }
+
+
+def _fits(world: World, index: int) -> bool:
+    try:
+        draw_spec(world, 2, index)
+    except Unfit:
+        return False
+    return True
+
+
+def appearances(world: World, specs: int) -> dict[str, Any]:
+    """Appearances of each character of GB2312 in `specs` specs, first attempts that fit, and the turns of each."""
+    counts: Counter[str] = Counter()
+    turns = drawn = 0
+    for index in range(specs):
+        for attempt in range(3):
+            try:
+                spec = draw_spec(world, 1, index, attempt)
+            except Unfit:
+                continue
+            counts.update("".join(line["t"] for line in spec["lines"]))
+            turns += spec["rare"]
+            drawn += 1
+            break
+    shown = sorted(coverage(["".join(counts.elements())]).values())
+    return {
+        "specs": drawn,
+        "least": shown[0],
+        "median": shown[len(shown) // 2],
+        "most": shown[-1],
+        "least_per_million": shown[0] / drawn * MILLION,
+        "turns_per_million": turns / drawn * MILLION / len(FLOOR),
+        "absent": sum(count == 0 for count in shown),
+    }
+
+
+def main() -> None:
+    """Print a table and the RESULT line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=400, help="pictures to draw")
+    parser.add_argument("--specs", type=int, default=100_000, help="specs by which characters are counted")
+    wanted = parser.parse_args()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = prepare(Path(folder), 1, Synth(), Console(stderr=True))
+        rates(world, 40)  # textures, faces
+        found = rates(world, wanted.rows)
+        characters = appearances(world, wanted.specs)
+    ms = found["ms"]
+    print(
+        f"{wanted.rows} pictures of 512 x 512 px, {len(world.faces)} faces, {len(world.photographs.items)} photographs"
+    )
+    for name, said in (
+        ("memory", "photographs in memory"),
+        ("decode", f"a photograph decoded for {REUSE} rows"),
+        ("specs", "specs alone"),
+        ("jpeg", "JPEG of the same pictures alone"),
+    ):
+        print(
+            f"  {said:38s}{ms[name]:8.2f} ms/row {1e3 / ms[name]:8.0f} rows/s/core {ms[name] / ms['jpeg']:6.1f} x JPEG"
+        )
+    for tier, value in found["ms_by_tier"].items():
+        print(f"  {tier:38s}{value:8.2f} ms/row")
+    print(
+        f"  a JPEG has {found['kb_jpeg']:.1f} kB, a spec {found['kb_spec']:.2f} kB (at most {found['most_kb_spec']:.2f})"
+    )
+    print(
+        f"{characters['specs']:,} specs: each GB2312 character {characters['least']} times or more (median "
+        f"{characters['median']}), its turn {characters['turns_per_million']:.0f} times per million"
+    )
+    figures = {
+        "benchmark": "synth",
+        "rows": wanted.rows,
+        "rows_per_s_core": round(1e3 / ms["memory"], 1),
+        "target": IN_MEMORY,
+        "rows_per_s_core_with_decode": round(1e3 / ms["decode"], 1),
+        "target_with_decode": WITH_DECODE,
+        "times_jpeg": round(ms["memory"] / ms["jpeg"], 2),
+        "ms_per_row": {name: round(value, 3) for name, value in ms.items()},
+        "kb_jpeg": round(found["kb_jpeg"], 1),
+        "kb_spec": round(found["kb_spec"], 3),
+        "characters": {key: round(value, 1) for key, value in characters.items()},
+        "target_per_million": CHARACTERS,
+    }
+    print("RESULT " + json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
