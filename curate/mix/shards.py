@@ -34,12 +34,11 @@ import pyarrow.parquet as pq
 
 from curate.mix import names
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, choosable, decide
-from curate.mix.pixels import encoded
 from curate.mix.plan import FOLDER, POOLS, Job, Plan, load
 from curate.mix.sources import Pictures
 from curate.store.files import Files, ObjectFiles, open_files
 
-BATCH_BYTES = 32_000_000  # pictures in memory at once, about
+BATCH_BYTES = 8_000_000  # pictures in memory at once, about; at 32 MB fresh pages took a third of the time
 READ_ROWS = 16
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar", "folder": ".jsonl"}
@@ -281,9 +280,7 @@ class _Tar:
             self.places.append((offset, len(data), rest, len(text)))
 
     def _member(self, name: str, data: bytes) -> int:
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self.file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        self.file.write(_header(name, len(data)))
         offset = self.file.tell()
         self.file.write(data)
         self.file.write(bytes(-len(data) % 512))
@@ -299,6 +296,20 @@ class _Tar:
         """The columns PLACED."""
         columns = np.array(self.places, np.int64).reshape(-1, 4).T
         return dict(zip(PLACED, (pa.array(column) for column in columns), strict=True))
+
+
+def _header(name: str, size: int) -> bytes:
+    """The USTAR header of a member; as tarfile writes it, at a tenth of its time."""
+    if size >= 8**11 or len(name) > 100:
+        header = tarfile.TarInfo(name)
+        header.size = size
+        return header.tobuf(tarfile.GNU_FORMAT)
+    octal = (f"{0o644:07o}", f"{0:07o}", f"{0:07o}", f"{size:011o}", f"{0:011o}")  # mode, owner, group, size, time
+    block = bytearray(name.encode().ljust(100, b"\0"))
+    block += b"".join(field.encode() + b"\0" for field in octal) + b" " * 8 + b"0" + bytes(100) + b"ustar\x0000"
+    block += bytes(64) + (f"{0:07o}".encode() + b"\0") * 2 + bytes(167)
+    block[148:156] = f"{sum(block):06o}".encode() + b"\0 "
+    return bytes(block)
 
 
 class _Folder:
@@ -339,6 +350,8 @@ def suffix(data: bytes) -> str:
 
 
 def _resized(data: bytes, row: dict[str, Any]) -> bytes:
+    from curate.mix.pixels import encoded  # OpenCV, which only this needs
+
     return encoded(data, (row["width"], row["height"]), (row["bucket_width"], row["bucket_height"]))
 
 
