@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "ocr": ["benchmarks.detectors", "ocr"],
     "engine": ["benchmarks.engine"],
     "store": ["benchmarks.store"],
+    "synth": ["benchmarks.synth"],
     "datajuicer": ["benchmarks.datajuicer"],
 }
 EXTRA = ("datajuicer",)
@@ -150,6 +151,15 @@ def store(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure(f"the copy alone, {other['index_mb']:,} MB", other["copy_s"], "s")
 
 
+def synth(found: dict[str, Any]) -> Iterator[Figure]:
+    yield Figure("rendered text, photographs in memory", found["rows_per_s_core"], "rows/s per core", found["target"])
+    decoded, target = found["rows_per_s_core_with_decode"], found["target_with_decode"]
+    yield Figure("the same, photographs decoded", decoded, "rows/s per core", target)
+    yield Figure("the same, in units of encoding its JPEG", found["times_jpeg"], "times")
+    characters, target = found["characters"], found["target_per_million"]
+    yield Figure("rarest GB2312 character per million rows", characters["least_per_million"], "times", target)
+
+
 def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("Data-Juicer, 2 processes", found["data_juicer"]["images_per_s"], "images/s")
     for engine in ("haar", "yunet"):
@@ -163,7 +173,8 @@ def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
-    "scorers": scorers, "faces": faces, "ocr": ocr, "engine": engine, "store": store, "datajuicer": datajuicer,
+    "scorers": scorers, "faces": faces, "ocr": ocr, "engine": engine, "store": store, "synth": synth,
+    "datajuicer": datajuicer,
 }  # fmt: skip
 
 

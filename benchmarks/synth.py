@@ -129,9 +129,8 @@ def main() -> None:
         )
     for tier, value in found["ms_by_tier"].items():
         print(f"  {tier:38s}{value:8.2f} ms/row")
-    print(
-        f"  a JPEG has {found['kb_jpeg']:.1f} kB, a spec {found['kb_spec']:.2f} kB (at most {found['most_kb_spec']:.2f})"
-    )
+    kb, least, most = found["kb_jpeg"], found["kb_spec"], found["most_kb_spec"]
+    print(f"  a JPEG has {kb:.1f} kB, a spec {least:.2f} kB (at most {most:.2f})")
     print(
         f"{characters['specs']:,} specs: each GB2312 character {characters['least']} times or more (median "
         f"{characters['median']}), its turn {characters['turns_per_million']:.0f} times per million"

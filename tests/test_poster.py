@@ -132,12 +132,8 @@ def test_quotations_may_differ_by_a_tenth() -> None:
 
 
 def test_quotations_are_found_in_all_marks_and_feet_are_none() -> None:
-    assert poster.quotations("“甲乙” 「丙」 \"Open\" 'Late night' a 5\" nail and don't, it's") == [
-        "甲乙",
-        "丙",
-        "Open",
-        "Late night",
-    ]
+    text = "“甲乙” 「丙」 \"Open\" 'Late night' a 5\" nail and don't, it's"
+    assert poster.quotations(text) == ["甲乙", "丙", "Open", "Late night"]
     assert honest("没有引号的说明。", ["国"]) == ("没有引号的说明。", [])
     assert honest("有“国”。有“家”。", ["国"]) == ("有“国”。", ["家"])
     assert quoted_share("“甲”", ["甲乙丙丁"]) == 0.25
@@ -223,6 +219,7 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
         "SELECT poster_how, poster_caption_en, poster_caption_zh, poster_engine FROM samples ORDER BY row"
     )
     assert rows == [
-        ("written", 'A sign that reads "图书馆".', "画面中的文字为：左上方“图书馆”。", "openai"), (None, None, None, None),
+        ("written", 'A sign that reads "图书馆".', "画面中的文字为：左上方“图书馆”。", "openai"),
+        (None, None, None, None),
     ]  # fmt: skip
     assert sum("图书馆" in text for text in endpoint.seen) == 1  # type: ignore[attr-defined]
