@@ -83,6 +83,7 @@ def test_the_latent_shows_the_crop_that_is_reported(
     batch = found.batch(1)
     rows = items(found.rows.batch(*found.place_of(1)))
     bytes_of = originals(Store(str(finished_once / "store")), batch.row_ids)
+    sharp = 0
     for number, item in enumerate(rows):
         raw = bytes_of[item["row_id"]]
         assert isinstance(raw, bytes)
@@ -95,10 +96,13 @@ def test_the_latent_shows_the_crop_that_is_reported(
         again = encode(found.tools.vae, cut, item["row_id"])
         elsewhere = encode(found.tools.vae, cut.roll(5, 2), item["row_id"])
         apart = float((again.mean - batch.mean[number]).abs().mean())
-        # The loader's resampling filter is its own; the place of the cut is what matters.
-        assert apart < 0.5 * float((elsewhere.mean - batch.mean[number]).abs().mean())
+        # The loader's resampling filter is its own; the place of the cut is what matters. Some pictures are flat.
+        other = float((elsewhere.mean - batch.mean[number]).abs().mean())
+        assert apart <= 0.5 * other
+        sharp += other > 0.05
         if crop == "center":
             assert (left, top) == cropped((width, height), (wide, tall), None)
+    assert sharp
 
 
 def test_a_second_epoch_encodes_nothing_again(train_mix: Path, train_base: Path, tmp_path: Path) -> None:
@@ -126,8 +130,8 @@ def test_captions_are_dropped_as_often_as_asked_and_timesteps_are_even(
     assert {c == "" for b in batches for c, k in zip(b.captions, b.kinds, strict=True) if k == "dropped"} == {True}
     t = torch.cat([batch.timesteps for batch in batches]).double()
     assert abs(float(t.mean()) - 499.5) < 4 * 1000 / (12 * len(t)) ** 0.5
-    noise = torch.cat([batch.noise.flatten(2) for batch in batches])
-    assert abs(float(noise.mean(2).std()) - 0.5) < 0.05
+    offsets = torch.cat([batch.noise.mean((2, 3)) for batch in batches])
+    assert abs(float(offsets.std()) - 0.5) < 0.05
 
 
 def test_a_mix_too_small_for_a_batch_is_one_line(train_mix: Path, train_base: Path, tmp_path: Path) -> None:

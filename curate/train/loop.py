@@ -55,7 +55,7 @@ def train(
         checkpoint.load(saved[-1], state, facts)
     model = distributed(unet, wanted, place)
     writes = place.rank == 0
-    log = Log(folder, folder.name, state.step, wanted.steps, writes, wanted.log.tensorboard, console)
+    log = Log(folder, "/".join(folder.parts[-2:]), state.step, wanted.steps, writes, wanted.log.tensorboard, console)
     if saved:
         log.note(f"going on from step {state.step} ({saved[-1].name})")
 
