@@ -211,7 +211,7 @@ class Validation:
 
     def run(self, state: State, unet: torch.nn.Module, log: Log) -> None:
         """Measure and log; the tables go to OUTPUT/validation."""
-        for weights in ("raw", "ema") if state.ema else ("raw",):
+        for weights in ("raw", "ema") if state.ema and state.step else ("raw",):  # at first they are the same
             with averaged(state) if weights == "ema" else contextlib.nullcontext():
                 table = measure(
                     unet, self.probes, self.tools, self.place, name=self.phase.schedule,

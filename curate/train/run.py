@@ -143,13 +143,14 @@ def finished(folder: Path) -> bool:
 def summary(folder: Path) -> list[str]:
     """What a finished run reached, in a few lines."""
     lines = read_metrics(folder / "metrics.jsonl")
+    checks = [line for line in lines if line["kind"] == "validation" and line["loss"] is not None]
     found = [f"{folder}: finished"]
-    for weights in ("raw", "ema"):
-        seen = [line for line in lines if line["kind"] == "validation" and line["weights"] == weights]
-        for split in ("validation", "train"):
-            some = [line for line in seen if line["split"] == split and line["loss"] is not None]
-            if some:
-                first, last = some[0], some[-1]
+    for split in ("validation", "train"):
+        some = [line for line in checks if line["split"] == split]
+        for weights in ("raw", "ema"):
+            ends = [line for line in some if line["weights"] == weights]
+            if ends:
+                first, last = some[0], ends[-1]
                 found.append(
                     f"  {split} loss, {weights} weights: {first['loss']:.4f} -> {last['loss']:.4f} "
                     f"({last['loss'] / first['loss'] - 1:+.1%}; {last['rows']} rows)"
