@@ -307,7 +307,7 @@ def _header(name: str, size: int) -> bytes:
     octal = (f"{0o644:07o}", f"{0:07o}", f"{0:07o}", f"{size:011o}", f"{0:011o}")  # mode, owner, group, size, time
     block = bytearray(name.encode().ljust(100, b"\0"))
     block += b"".join(field.encode() + b"\0" for field in octal) + b" " * 8 + b"0" + bytes(100) + b"ustar\x0000"
-    block += bytes(64) + (f"{0:07o}".encode() + b"\0") * 2 + bytes(167)
+    block += bytes(247)
     block[148:156] = f"{sum(block):06o}".encode() + b"\0 "
     return bytes(block)
 
