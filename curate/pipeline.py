@@ -41,6 +41,7 @@ from workers import aesthetic, facts, poster
 if TYPE_CHECKING:
     from workers.embedder import Embedder
     from workers.endpoint import Endpoint
+    from workers.quality import Captioner, Checked
 
 INPUT_VERSION = 1  # of what `input` parts hold; the next one reads every shard again
 
@@ -133,7 +134,7 @@ def _cogvlm(recipe: Recipe) -> Worker:
     from workers.cogvlm.captioner import CogVLM
 
     keys = recipe.caption
-    return CogVLM(
+    captioner = CogVLM(
         weights=models.locate("caption.weights", keys.weights),
         tokenizer=_cogvlm_tokenizer(recipe),
         prompt=keys.prompt,
@@ -147,6 +148,37 @@ def _cogvlm(recipe: Recipe) -> Worker:
         rotary=keys.rotary,
         weight_format=keys.weight_format,
     )
+    return _checked(captioner, recipe)
+
+
+def _checked(captioner: Captioner, recipe: Recipe) -> Checked:
+    from workers.quality import Checked
+
+    keys = recipe.quality
+    return Checked(captioner, attempts=recipe.caption.attempts, min_words=keys.min_words, max_words=keys.max_words)
+
+
+def _checked_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import quality
+
+    keys = recipe.quality
+    return {"version": quality.VERSION, "attempts": recipe.caption.attempts, "words": [keys.min_words, keys.max_words]}
+
+
+def _quality(recipe: Recipe) -> Worker:
+    from workers.quality import Quality
+
+    keys = recipe.quality
+    return Quality(
+        min_words=keys.min_words, max_words=keys.max_words, min_quotes=keys.min_quotes,
+        min_similarity=keys.min_similarity,
+    )  # fmt: skip
+
+
+def _quality_facts(recipe: Recipe) -> dict[str, Any]:
+    from workers import quality
+
+    return {"version": quality.VERSION, **asdict(recipe.quality)}
 
 
 def _cogvlm_tokenizer(recipe: Recipe) -> Path:
@@ -161,11 +193,12 @@ def _vlm(recipe: Recipe) -> Worker:
     from workers.vlm import TransformersCaptioner
 
     keys, found = recipe.caption, _vlm_facts(recipe)
-    return TransformersCaptioner(
+    captioner = TransformersCaptioner(
         models.locate("caption.weights", keys.weights), caption_prompt(keys.prompt), name=found["model"],
         revision=found["revision"], max_new_tokens=keys.max_new_tokens, rows=keys.rows or 8,
         temperature=keys.temperature, top_k=keys.top_k, top_p=keys.top_p, seed=keys.seed, dtype=keys.dtype,
     )  # fmt: skip
+    return _checked(captioner, recipe)
 
 
 def _endpoint(keys: Caption | Translate) -> Endpoint:
@@ -179,10 +212,11 @@ def _openai(recipe: Recipe) -> Worker:
     from workers.endpoint import EndpointCaptioner
 
     keys = recipe.caption
-    return EndpointCaptioner(
+    captioner = EndpointCaptioner(
         _endpoint(keys), caption_prompt(keys.prompt), max_side_px=keys.max_side_px, max_tokens=keys.max_new_tokens,
         temperature=keys.temperature, top_p=keys.top_p, seed=keys.seed,
     )  # fmt: skip
+    return _checked(captioner, recipe)
 
 
 def _poster(recipe: Recipe) -> Worker:
@@ -191,8 +225,8 @@ def _poster(recipe: Recipe) -> Worker:
 
     keys, captioner = recipe.poster, None
     if recipe.caption.engine != "facts":
-        loaded: Any = {"cogvlm": _cogvlm, "transformers": _vlm, "openai": _openai}[recipe.caption.engine](recipe)
-        captioner = copy.copy(loaded)  # the same weights under another prompt
+        loaders: dict[str, Callable[[Recipe], Any]] = {"cogvlm": _cogvlm, "transformers": _vlm, "openai": _openai}
+        captioner = copy.copy(loaders[recipe.caption.engine](recipe))  # the same weights under another prompt
         captioner.prompt = caption_prompt(keys.prompt)
     return PosterCaptioner(
         captioner, min_confidence=keys.min_confidence, min_area=keys.min_area, max_area=keys.max_area,
@@ -355,6 +389,7 @@ def _cogvlm_facts(recipe: Recipe) -> dict[str, Any]:
     return {
         "version": 1,
         "engine": "cogvlm",
+        "checked": _checked_facts(recipe),
         "model": model_name(weights),
         "revision": revision(weights),
         "tokenizer": tokenizer_revision(tokenizer),
@@ -376,6 +411,7 @@ def _vlm_facts(recipe: Recipe) -> dict[str, Any]:
         "version": vlm.VERSION,
         "decoder": picture.VERSION,
         "engine": "transformers",
+        "checked": _checked_facts(recipe),
         "model": model_name(weights),
         "revision": revision(weights),
         "prompt": asdict(caption_prompt(keys.prompt)),
@@ -392,6 +428,7 @@ def _openai_facts(recipe: Recipe) -> dict[str, Any]:
         "version": endpoint.VERSION,
         "decoder": picture.VERSION,
         "engine": "openai",
+        "checked": _checked_facts(recipe),
         "prompt": asdict(caption_prompt(keys.prompt)),
         **{
             key: getattr(keys, key)
@@ -504,6 +541,13 @@ PATH: tuple[Operator, ...] = (
     Operator(
         "similarity", _similarity, _similarity_facts, image="encoded", needs=("caption_raw", "caption_en"), costly=True,
         pool="gpu", batch=256, wanted=lambda recipe: recipe.embed.engine != "none" and recipe.embed.similarity,
+    ),
+    Operator(
+        "quality", _quality, _quality_facts, image="none", costly=True, needs=(
+            "caption_raw", "caption_en", "caption_zh", "caption_finish", "translate_lost", "ocr_text", "ocr_scores",
+            "similarity_en",
+        ),
+        wanted=lambda recipe: recipe.quality.engine != "none",
     ),
 )  # fmt: skip
 

@@ -135,6 +135,7 @@ class Caption:
         "float32", "rotary angles; bfloat16 repeats the reference's rounding (cogvlm)", ("float32", "bfloat16")
     )
     weight_format: str = knob("none", "8-bit weights: less memory, other captions", ("none", "int8", "fp8"))
+    attempts: int = knob(2, "further tries, sampled, for a caption that fails its checks; not for facts", at_least=0)
     endpoint: str = knob("", "address that ends in /v1 (openai); its key: CURATE_API_KEY")
     model: str = knob("", "name of the model there (openai)")
     requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
@@ -160,6 +161,15 @@ class Translate:
     requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
     timeout_s: float = knob(120.0, "seconds that one request may take (openai)", at_least=0.1)
     retries: int = knob(5, "further tries after 429, 5xx and broken answers (openai)", at_least=0)
+
+
+@dataclass(frozen=True)
+class Quality:
+    engine: str = knob("none", "rules: checks of raw, English and Chinese captions; none", ("rules", "none"))
+    min_words: int = knob(5, "shortest English caption, words", at_least=0)
+    max_words: int = knob(400, "longest English caption, words", at_least=1)
+    min_quotes: float = knob(0.5, "least share of quoted parts that OCR must have read, 0..1", at_least=0.0)
+    min_similarity: float = knob(0.0, "least similarity_en, -1..1 (needs [embed])")
 
 
 TRANSLATORS = {"marian": "opus-mt-en-zh", "nllb": "nllb-200-distilled-600m", "causal-lm": "hy-mt1.5-1.8b"}
@@ -199,6 +209,7 @@ class Recipe:
     ocr: Ocr = Ocr()
     caption: Caption = Caption()
     translate: Translate = Translate()
+    quality: Quality = Quality()
     poster: Poster = Poster()
     policy: tuple[tuple[str, str], ...] = ()
 

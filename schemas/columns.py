@@ -118,6 +118,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("caption_tokens_out", INT, "tokens written, without the end of sequence; null for `facts`"),
         Column("caption_finish", TEXT, "`stop` (the model ended) or `length` (its limit); null for `facts`"),
         Column("caption_seconds", REAL, "seconds of generation, shared with the batch; null for `facts`"),
+        Column("caption_attempts", TEXTS, "`reason: caption` of each try that was rejected"),
     ),
     "translate": (
         Column("caption_zh", TEXT, "the synthetic caption in Simplified Chinese"),
@@ -141,6 +142,23 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("similarity_en", REAL, "the same of the synthetic English caption: mean over its sentences"),
         Column("similarity_en_least", REAL, "the least over its sentences: the first place to look for an invention"),
         Column("similarity_en_sentences", pa.list_(REAL), "the same of each sentence"),
+    ),
+    "quality": (
+        Column("caption_raw_reason", TEXT, "why the raw caption is not to be used (docs/quality.md); null: use it"),
+        Column("caption_en_reason", TEXT, "why the English caption is not to be used; null: use it"),
+        Column("caption_en_words", INT, "words of the English caption"),
+        Column("caption_en_language", TEXT, "en, zh, other or none, by its letters"),
+        Column("caption_en_repetition", REAL, "share of its runs of four words that stood before, 0..1"),
+        Column("caption_en_opening", TEXT, "boilerplate that it begins with"),
+        Column(
+            "caption_en_quote_precision", REAL, "share of its quoted parts that OCR read, 0..1; null: it quotes none"
+        ),
+        Column("caption_en_quote_recall", REAL, "share of the lines that OCR read well that it has, 0..1"),
+        Column("caption_zh_reason", TEXT, "why the Chinese caption is not to be used; null: use it"),
+        Column("caption_zh_han", REAL, "share of Chinese characters in it, 0..1"),
+        Column("caption_zh_latin", REAL, "share of Latin letters outside quotation marks, 0..1"),
+        Column("caption_zh_ratio", REAL, "its characters for each English word"),
+        Column("caption_zh_repetition", REAL, "share of its runs of four characters that stood before, 0..1"),
     ),
     "dedup": (
         Column("dedup_group", TEXT, "row_id of the first row of the group of copies; its own for a row without copies"),

@@ -8,6 +8,7 @@ is read from CURATE_API_KEY or OPENAI_API_KEY and stands in no recipe.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import http.client
 import io
@@ -28,6 +29,7 @@ from PIL import Image
 from schemas.errors import RowError
 from workers.cogvlm.prompt import CaptionPrompt
 from workers.picture import Limits, decode
+from workers.quality import temperature as temperature_of
 from workers.sample import Sample
 from workers.translator import Language, Piece, instruction
 
@@ -221,9 +223,18 @@ class EndpointCaptioner:
                 "caption_tokens_out": reply.tokens_out,
                 "caption_finish": reply.finish,
                 "caption_seconds": reply.seconds,
+                "caption_attempts": [],
             }
             for reply in found
         ]
+
+    def again(self, attempt: int) -> EndpointCaptioner:
+        """The same endpoint with the sampling of the `attempt`-th further try."""
+        other = copy.copy(self)
+        seed = int(self.sampling.get("seed", 0)) + attempt
+        other.sampling = self.sampling | {"temperature": temperature_of(attempt), "top_p": 0.9, "seed": seed}
+        other._kept = {}
+        return other
 
 
 class EndpointModel:

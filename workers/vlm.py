@@ -6,6 +6,7 @@ its own last token.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 import warnings
@@ -17,6 +18,7 @@ from schemas.errors import RowError
 from workers.cogvlm.prompt import CaptionPrompt
 from workers.embedder import WeightsError
 from workers.picture import decode
+from workers.quality import temperature as temperature_of
 from workers.sample import Sample
 
 VERSION = 1
@@ -102,6 +104,14 @@ class TransformersCaptioner:
                 raise failures[key]
         return [self._kept[key] for key in keys]
 
+    def again(self, attempt: int) -> TransformersCaptioner:
+        """The same model with the sampling of the `attempt`-th further try."""
+        other = copy.copy(self)
+        other._options = self._options | {"do_sample": True, "temperature": temperature_of(attempt), "top_p": 0.9}
+        other.seed = self.seed + attempt
+        other._kept = {}
+        return other
+
     def _caption(self, batch: list[tuple[bytes, Sample, str]], failures: dict[bytes, RowError]) -> None:
         import torch
         from PIL import Image
@@ -148,4 +158,5 @@ class TransformersCaptioner:
                 "caption_tokens_out": len(written),
                 "caption_finish": "length" if end is None else "stop",
                 "caption_seconds": seconds,
+                "caption_attempts": [],
             }

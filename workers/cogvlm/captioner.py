@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from schemas.errors import RowError
 from workers.cogvlm.config import CheckpointError, read_config, revision, shard_files
 from workers.cogvlm.prompt import Tokenizer, caption_prompt, sequence
 from workers.picture import decode
+from workers.quality import temperature as temperature_of
 from workers.sample import Sample
 
 if TYPE_CHECKING:
@@ -131,9 +133,19 @@ class CogVLM:
                 "caption_tokens_out": caption.tokens_out,
                 "caption_finish": caption.finish_reason,
                 "caption_seconds": caption.seconds,
+                "caption_attempts": [],
             }
             for caption in self.captions
         ]
+
+    def again(self, attempt: int) -> CogVLM:
+        """The same model with the sampling of the `attempt`-th further try; cache and weights are shared."""
+        from workers.cogvlm.generate import Sampling
+
+        other = copy.copy(self)
+        other.sampling = Sampling(temperature=temperature_of(attempt), top_p=0.9, seed=self.sampling.seed + attempt)
+        other._kept = {}
+        return other
 
     def _caption(self, todo: dict[bytes, tuple[Sample, str]], failures: dict[bytes, RowError]) -> None:
         """Caption what can be captioned into `_kept`, and write into `failures` why the rest cannot."""
@@ -202,8 +214,8 @@ class CogVLM:
                 columns=columns,
                 chunk=chunk,
                 eos=self.config.eos_token_id,
-                sampling=self.sampling,
             )
+        self._generator.sampling = self.sampling
         return self._generator
 
 

@@ -47,6 +47,7 @@ class FactsCaptioner:
                 "caption_tokens_out": None,
                 "caption_finish": None,
                 "caption_seconds": None,
+                "caption_attempts": [],
             }
             for sample in samples
         ]
