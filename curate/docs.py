@@ -125,7 +125,13 @@ VIEWS = """\
 | `runs` | a run | `run_id, started, finished, state, rows, kept, dropped, failed, exit_code, recipe, report` |
 | `shards` | an input shard of the last run | `shard, uri, format, error, message` |
 | `policy` | a predicate of the active policy, in the order in which they judge | `position, name, predicate` |
-| `commits` | a part in the index | `path, operator, fingerprint, shard, sequence` |""".splitlines()
+| `commits` | a part in the index | `path, operator, fingerprint, shard, sequence` |
+| `ratings` | a vote that counts ([rating.md](rating.md)) | `event_id, rated_at, campaign, rubric_version, sha256, row_id, rater, tier, flags, part, seconds` |
+| `consensus` | an image that people rated, by content | `sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities, row_id` |
+
+Behind them, for the product's own use and free to change: `wide_cells` (the active versions side by side) and the view
+`wide`, `former_<operator>` (cells of versions that are no longer active), `cell_errors`, `shard_numbers`, `layout`,
+`rating_events`, `consensus_items`, `rating_marks`.""".splitlines()
 
 PAGES = {"columns.md": columns_page, "recipe.md": recipe_page, "errors.md": errors_page}
 

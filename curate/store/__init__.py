@@ -106,8 +106,10 @@ class Store:
     def drop_reasons(self) -> list[tuple[str, int]]:
         """Rows by drop reason, in the order of the policy."""
         return self.rows(
-            "SELECT drop_reason, count(*) FROM samples LEFT JOIN policy ON drop_reason IN (name, name || '_null') "
-            "WHERE keep = FALSE AND drop_reason IS NOT NULL GROUP BY drop_reason ORDER BY min(position), drop_reason"
+            "WITH d AS (SELECT drop_reason, count(*) AS rows FROM samples "
+            "WHERE keep = FALSE AND drop_reason IS NOT NULL GROUP BY 1) "
+            "SELECT drop_reason, rows FROM d LEFT JOIN policy AS p "
+            "ON drop_reason IN (p.name, p.name || '_null') ORDER BY p.position, drop_reason"
         )
 
     def error_words(self) -> list[tuple[str, int]]:

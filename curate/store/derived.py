@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -36,12 +36,10 @@ def publish(files: Files, operator: str, facts: Mapping[str, Any], table: pa.Tab
         raise StoreError(f"{operator!r} is not a derived operator (schemas.columns.DERIVED)")
     table = _fitted(table, part_schema(operator))
     digest = hashlib.sha256()
-    shards = {}
-    for shard in sorted(pc.unique(table["shard"]).to_pylist()):
-        shards[shard] = table.filter(pc.equal(table["shard"], shard))
-        digest.update(encode(shards[shard]))
+    for _, rows in _by_shard(table):
+        digest.update(encode(rows))
     version = Version(operator, fingerprint({"operator": operator, **facts, "rows": digest.hexdigest()}))
-    for shard, rows in shards.items():
+    for shard, rows in _by_shard(table):
         publish_part(files, version, shard, rows)
     described = {
         "operator": operator,
@@ -64,6 +62,17 @@ def withdraw(files: Files, operator: str) -> bool:
     files.delete(path)
     index.update(files)
     return True
+
+
+def _by_shard(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each shard of a table that is sorted by shard."""
+    if not table.num_rows:
+        return
+    runs = pc.run_end_encode(table["shard"].combine_chunks())
+    first = 0
+    for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield shard, table.slice(first, end - first)
+        first = end
 
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
