@@ -11,24 +11,28 @@ The store holds references and no bytes: the table `shards` says where each shar
 from __future__ import annotations
 
 import io
+import threading
 import tomllib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from curate.errors import StoreError
 from curate.read import InputError, InputSpec, Reader, Shard
 from curate.store import Store
-from curate.store.parts import Part, Version, parts_of, read_parts
+from curate.store.parts import Part, Version, parts_of, read_parts, read_table
 from schemas.errors import RowError
-from workers.picture import Limits, decode
+from workers.picture import DECODERS, ORIENTATION, Limits, decode, sniff
 
 JPEG_QUALITY = 78
 PREVIEW_QUALITY = 90
+PREVIEW_SLACK = 1.1  # larger by less than this is not worth a resampling
+PREVIEW_BYTES = 1 << 20
+KEPT_SHARDS = 16  # whose locators are remembered: some 20 bytes a row
 
 
 def original(store: Store, row_id: str) -> bytes:
@@ -85,13 +89,34 @@ def thumbnail(data: bytes, side_px: int, limits: Limits | None = None) -> bytes:
     return out.getvalue()
 
 
-def preview(data: bytes, side_px: int, limits: Limits | None = None) -> bytes:
-    """As `thumbnail`, to be judged by: higher quality, and a baseline JPEG, which takes a tenth of the time to write."""
+def preview(data: bytes, side_px: int, limits: Limits | None = None) -> tuple[bytes, str]:
+    """A picture to be judged by, with its media type: the file itself when a browser shows it as it is.
+
+    That is a JPEG or WebP of about `side_px` that is upright, has no colour profile and is no animation. Anything else
+    becomes a JPEG as in `thumbnail`, of higher quality, and baseline, which takes a tenth of the time to write.
+    """
+    kind = sniff(data)
+    if kind in ("JPEG", "WEBP") and len(data) <= PREVIEW_BYTES and _as_it_is(data, kind, side_px):
+        return data, f"image/{kind.lower()}"
     picture = decode(data, limits or Limits())
-    pixels = picture.rgb_at(side_px) if max(picture.rgb.shape[:2]) > side_px else picture.rgb
+    pixels = picture.rgb_at(side_px) if max(picture.rgb.shape[:2]) > side_px * PREVIEW_SLACK else picture.rgb
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=PREVIEW_QUALITY)
-    return out.getvalue()
+    return out.getvalue(), "image/jpeg"
+
+
+def _as_it_is(data: bytes, kind: str, side_px: int) -> bool:
+    try:
+        with DECODERS[kind](io.BytesIO(data)) as image:
+            return (
+                max(image.size) <= side_px * PREVIEW_SLACK
+                and image.mode in ("RGB", "L")
+                and "icc_profile" not in image.info
+                and getattr(image, "n_frames", 1) == 1
+                and image.getexif().get(ORIENTATION, 1) == 1
+            )
+    except (OSError, ValueError, SyntaxError, KeyError):
+        return False
 
 
 def _parsed(row_id: str) -> tuple[str, int]:
@@ -111,22 +136,38 @@ def _input_spec(store: Store) -> InputSpec:
 
 def _locators(store: Store, mark: str, shard: str, rows: list[int]) -> pa.Table | None:
     """`row` and the `_` columns of the rows, sorted; None when the shard has no part."""
-    version = Version("input", mark)
     try:
-        parts = parts_of(store.files, version, shard)
-        if not parts:
-            return None
-        names = [name for name in _names(store, parts[0]) if name.startswith("_")]
-        table = read_parts(store.files, parts, ["row", *names])
+        parts = parts_of(store.files, Version("input", mark), shard)
+        table = _all_locators(store, tuple(parts)) if parts else None
     except (OSError, pa.ArrowException) as why:
         raise StoreError(f"{store.uri}: part of shard {shard}: {why}; see: curate store verify {store.uri}") from None
     return None if table is None else table.filter(pc.is_in(table["row"], pa.array(rows, pa.int64())))
 
 
+_kept: OrderedDict[tuple[str, tuple[Part, ...], int], pa.Table] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _all_locators(store: Store, parts: tuple[Part, ...]) -> pa.Table | None:
+    """`row` and the `_` columns of a shard; remembered: parts do not change (but a forgotten shard has new ones)."""
+    local = store.files.local(parts[0].path)
+    key = store.uri, parts, local.stat().st_mtime_ns if local and local.exists() else 0
+    with _lock:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    names = [name for name in _names(store, parts[0]) if name.startswith("_")]
+    table = read_parts(store.files, list(parts), ["row", *names])
+    with _lock:
+        if table is not None:
+            _kept[key] = table
+        while len(_kept) > KEPT_SHARDS:
+            _kept.popitem(last=False)
+    return table
+
+
 def _names(store: Store, part: Part) -> list[str]:
-    local = store.files.local(part.path)
-    schema = pq.read_schema(str(local) if local else pa.BufferReader(store.files.read(part.path)))
-    return list(schema.names)
+    return list(read_table(store.files, part.path, []).schema.names)
 
 
 def _read(shard: Shard | None, name: str, locators: pa.Table) -> list[bytes | RowError]:

@@ -91,7 +91,7 @@ def concrete(service: Service, path: str) -> str:
     row = f"demo-00000:{KEPT}"
     values = {
         "campaign_id": str(service.campaign), "row_id": row, "key": "nothing-like-a-key", "lease_id": "1",
-        "item_id": "1", "what": "votes", "kind": "csv",
+        "item_id": "1", "what": "votes", "kind": "csv", "name": "nothing",
     }  # fmt: skip
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 

@@ -73,7 +73,7 @@ class Features:
         if self.axes is not None and self.mean is not None:
             vectors = np.full((len(values), len(self.mean)), np.nan) if embeddings is None else embeddings
             e = (vectors - self.mean) @ self.axes
-            without = np.isnan(e).any(axis=1)
+            without: npt.NDArray[np.bool_] = np.asarray(np.isnan(e).any(axis=1))
             blocks += [*np.where(without[:, None], 0.0, e).T, without.astype(np.float64)]
         return np.stack(blocks, axis=1) if blocks else np.zeros((len(values), 0))
 

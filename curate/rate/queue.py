@@ -32,6 +32,11 @@ MOST_PAGES = 8
 APART = 20  # images between two that are near duplicates of each other
 REPEAT_AFTER = 20  # votes between an image and its hidden repeat
 HELD_AFTER = 3  # skips after which an image waits for the lead
+# Images that nobody has been asked about yet, those that come next first.
+COMING = (
+    "SELECT row_id FROM items INDEXED BY ready WHERE campaign_id = ? AND open = 1 AND urgent = 0 AND position > "
+    "(SELECT coalesce(max(place), -1) FROM desks WHERE campaign_id = ?) ORDER BY position LIMIT ?"
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -54,6 +55,7 @@ REPORT_POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+KEEP_ALIVE_S = 75  # somebody may look at a picture for a minute
 MOST_BODY = 1 << 20  # bytes of a request; the largest is a batch of answers, some 30 kB
 PICTURES = ("/thumb/", "/preview/", "/image/", "/static/")
 
@@ -187,7 +189,8 @@ def _add_explore(app: FastAPI, page: Pages, reader: Reader, thumbnails: Thumbnai
 
 def _add_pictures(app: FastAPI, reader: Reader, thumbnails: Thumbnails) -> None:
     def small(row_id: str, side_px: int) -> Response:
-        return Response(thumbnails.get(row_id, side_px), media_type="image/jpeg", headers=Pages.file_headers)
+        data = thumbnails.get(row_id, side_px)
+        return Response(data, media_type=content_type(data), headers=Pages.file_headers)
 
     @app.get("/thumb/{row_id}", include_in_schema=False)
     @access("explore")
@@ -275,10 +278,13 @@ class _Guard:
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         held = 0
+        began = time.perf_counter()
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 _harden(MutableHeaders(scope=message))
+                spent_ms = 1000 * (time.perf_counter() - began)
+                MutableHeaders(scope=message)["Server-Timing"] = f"app;dur={spent_ms:.2f}"
                 if self.desk.secure:
                     MutableHeaders(scope=message)["Strict-Transport-Security"] = "max-age=31536000"
             await send(message)
@@ -342,7 +348,7 @@ def serve(store: Store, host: str, port: int, public_url: str = "", workers: int
         os.environ["CURATE_SERVE"] = "\n".join((store.uri, host, public_url))
         config = uvicorn.Config(
             "curate.web.app:from_environment", factory=True, log_level="warning", server_header=False,
-            date_header=True, lifespan="on", workers=workers, proxy_headers=bool(public_url),
+            date_header=True, lifespan="on", workers=workers, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=bool(public_url),
         )  # fmt: skip
         if workers > 1:
             Multiprocess(config, sockets=[listening]).run()

@@ -32,6 +32,7 @@ from curate.web.words import catalog
 
 MOST_SECONDS = 3600.0
 DAY_MS = 86_400_000
+LOOK_AHEAD = 32  # previews that are made before anybody is asked about their images
 
 Id = Annotated[int, Path(ge=1, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
@@ -237,6 +238,8 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
                 [task.lease for task in given],
             )
             thumbnails.prefetch([row["row_id"] for row in rows], PREVIEW_PX)
+            coming = ledger.read().execute(queue.COMING, [campaign_id, campaign_id, LOOK_AHEAD])
+            thumbnails.prefetch([row["row_id"] for row in coming], PREVIEW_PX, later=True)
         metrics.seconds("tasks", time.perf_counter() - started)
         return Given(tasks=[TaskOut(**asdict(task)) for task in given], progress=progress(campaign_id, who))
 
@@ -274,11 +277,11 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
     @app.get("/api/leases/{lease_id}/preview", tags=["rating"], response_class=Response)
     @access("rater")
     async def preview(lease_id: Id) -> Response:
-        """The image of a lease as a JPEG of at most 1600 px, upright, sRGB."""
+        """The image of a lease, upright, of about 1600 px at most: the file itself, or a JPEG made from it."""
         started = time.perf_counter()
         data = await asyncio.wrap_future(thumbnails.ask(leased(lease_id), PREVIEW_PX))
         metrics.seconds("preview", time.perf_counter() - started)
-        return Response(data, media_type="image/jpeg", headers=page.file_headers)
+        return Response(data, media_type=content_type(data), headers=page.file_headers)
 
     @app.get("/api/leases/{lease_id}/original", tags=["rating"], response_class=Response)
     @access("rater")

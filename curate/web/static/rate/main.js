@@ -31,6 +31,7 @@ let exhausted = false;
 let lookAgain = 0;
 let hiddenSince = 0;
 let pressed = 0; // when the last answer was given, for the time to the next paint
+let stamp = 0; // when the browser saw the key or the pointer that is being handled
 let paintMs = null;
 let alarmText = null;
 
@@ -231,7 +232,7 @@ async function answer(kind, fields, by) {
   const task = current;
   if (!task || busy || (kind === "vote" && !task.painted)) return;
   busy = true;
-  pressed = performance.now();
+  pressed = stamp || performance.now();
   const seconds = task.painted ? Math.min((pressed - task.painted - task.hiddenMs) / 1000, 3600) : null;
   const box = task.img?.getBoundingClientRect();
   const made = {
@@ -259,8 +260,11 @@ async function answer(kind, fields, by) {
     say(t("rate.said", { tier: fields.tier, name: tierWords(fields.tier).name[language], left: number(Math.max(0, progress.images - progress.done)) }));
   } else say(t("rate.skipped"));
   next();
-  showLast();
-  showProgress();
+  // The rest of the page can wait until the picture is painted.
+  requestAnimationFrame(() => setTimeout(() => {
+    showLast();
+    showProgress();
+  }));
 }
 
 const plain = ({ lease, width, height, captions }) => ({ lease, width, height, captions });
@@ -538,6 +542,8 @@ const actions = {
   help: () => at("helpsheet").showModal(),
   ...Object.fromEntries([1, 2, 3, 4, 5].map((tier) => [`tier${tier}`, (by) => rate(tier, by)])),
 };
+
+for (const kind of ["keydown", "click"]) addEventListener(kind, (event) => { stamp = event.timeStamp; }, { capture: true });
 
 addEventListener("keydown", (event) => {
   if (foreign(event)) return;
