@@ -367,6 +367,18 @@ def verify(store: StoreAt) -> None:
 
 
 @store_app.command()
+def compact(store: StoreAt) -> None:
+    """Put small parts together into large Parquet files; nothing else notices. Best while no run is under way."""
+    from curate.store import Store
+    from curate.store.packs import compact as pack
+
+    opened = Store(store)
+    opened.require()
+    parts, packs = pack(opened.files)
+    typer.echo(f"packed {parts} parts into {packs} files")
+
+
+@store_app.command()
 def forget(
     store: StoreAt,
     shard: Annotated[str, typer.Argument(metavar="SHARD", help="Shard whose parts are removed.")],

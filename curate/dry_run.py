@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +11,7 @@ from curate.pipeline import Prepared, parts_done
 from curate.plan import Plan
 from curate.read import Shard
 from curate.recipe import to_toml
-from curate.store.parts import list_parts
+from curate.store.parts import list_parts, open_part
 from curate.table import clean, cut
 
 COUNTED_PARTS = 2000  # footers are read for up to so many parts, 0.2 ms each
@@ -91,10 +90,10 @@ def rows_done(plan: Plan) -> dict[str, int] | None:
         return None
     done = {version.operator: 0 for version in plan.versions}
     for part in parts:
-        local = plan.files.local(part.path)
-        if local is None:
+        if plan.files.local(part.path) is None:
             return None
-        done[part.version.operator] += pq.read_metadata(str(local)).num_rows
+        with open_part(plan.files, part.path) as file:
+            done[part.version.operator] += file.metadata.num_rows
     return done
 
 

@@ -7,6 +7,7 @@ from another machine.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from curate.engine.driver import Progress
 from curate.errors import DONE, TOO_MANY_FAILED_ROWS
+from curate.log import log
 from curate.plan import Plan
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ class Display:
         self.started = time.monotonic()
         self._status(plan, progress, "running")
         try:
-            if self.console.is_terminal:
+            if plan.recipe.run.log == "json":
+                log.info("run started", extra={"fields": {"shards": progress.shards_total}})
+                yield
+            elif self.console.is_terminal:
                 with Live(console=self.console, refresh_per_second=8, transient=True) as self.live:
                     self.show(plan, progress)
                     yield
@@ -69,7 +74,30 @@ class Display:
             self.live.update(self._picture(progress))
         elif now - self.said >= PLAIN_EVERY_S:
             self.said = now
-            self.console.print(self._line(progress), highlight=False, soft_wrap=True)
+            if plan.recipe.run.log == "json":
+                log.info("progress", extra={"fields": self._state(progress)})
+            else:
+                self.console.print(self._line(progress), highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, plan: Plan, progress: Progress, what: str) -> Iterator[None]:
+        """Say what the run waits for, and that it lives, while the block keeps this thread busy."""
+        progress.waiting_for = what
+        over = threading.Event()
+
+        def tell() -> None:
+            self.show(plan, progress)
+            while not over.wait(STATUS_EVERY_S):
+                self.show(plan, progress)
+
+        teller = threading.Thread(target=tell, name="status", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
+            progress.waiting_for = ""
 
     def note(self, text: str) -> None:
         """Say something above the live display."""
@@ -137,12 +165,18 @@ class Display:
 
     def _status(self, plan: Plan, progress: Progress, state: str) -> None:
         self.written = time.monotonic()
-        seconds = self.written - self.started
-        computed = max(progress.tally.cells.values(), default=0)
-        left = progress.shards_total - progress.shards_done
         status = {
             "state": state,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self._state(progress),
+        }
+        plan.files.replace("run_status.json", json.dumps(status, indent=1).encode())
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        seconds = time.monotonic() - self.started
+        computed = max(progress.tally.cells.values(), default=0)
+        left = progress.shards_total - progress.shards_done
+        return {
             "seconds": round(seconds, 1),
             "shards_total": progress.shards_total,
             "shards_done": progress.shards_done,
@@ -155,8 +189,8 @@ class Display:
             "errors": dict(progress.tally.errors),
             "crashes": progress.crashes,
             "waiting_for": progress.waiting_for,
+            "workers": {pool: list(counts) for pool, counts in progress.workers.items()},
         }
-        plan.files.replace("run_status.json", json.dumps(status, indent=1).encode())
 
 
 def summary(store: Store, progress: Progress, seconds: float) -> Table:

@@ -70,6 +70,9 @@ def describe(status: dict[str, Any], silent: float) -> list[Text | Table]:
     if state == "running" and silent <= SILENT_AFTER_S:
         eta = status["eta_seconds"]
         lines.append(Text(f"left   {duration(eta) if eta is not None else 'not known before the first shard is done'}"))
+    for pool, (ready, starting) in status.get("workers", {}).items():
+        more = f", {starting} starting" if starting else ""
+        lines.append(Text(f"workers {pool}: {ready}{more}", style="dim"))
     if status["errors"]:
         words = sorted(status["errors"].items(), key=lambda item: (-item[1], item[0]))
         text = "errors " + ", ".join(f"{count:,} {word}" for word, count in words)

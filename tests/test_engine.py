@@ -405,7 +405,7 @@ def test_ray_actors_leave_no_task_behind_when_one_dies(recipe: Recipe) -> None:
         nonlocal killed
         if not killed and state.tally.cells["size"]:
             killed = True
-            engine.ray.kill(next(iter(engine.pools.values()))[0].handle)
+            engine.ray.kill(next(iter(engine.pools.values())).actors[0].handle)
 
     drive(prepared.plan, engine, prepared.shards, progress, kill_one, lambda: False)
     engine.close()

@@ -9,16 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from curate.errors import UsageError
+from curate.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+T = TypeVar("T")
+
+# Tries of one request, and the longest pause between two of them, seconds: 0.1, 0.2, 0.4 ... doubled up to the cap and
+# drawn between nothing and that ("full jitter"), so that workers that were refused together do not come back together.
+TRIES = 10
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+# The client tries reads again by itself; a put of a new name only where it is sure that nothing arrived.
+CLIENT_RETRIES: RetryConfig = {
+    "max_retries": 4,
+    "backoff": {"init_backoff": timedelta(seconds=FIRST_PAUSE_S), "max_backoff": timedelta(seconds=5), "base": 2},
+    "retry_timeout": timedelta(seconds=60),
+}
 
 
 class Files(Protocol):
@@ -131,45 +148,90 @@ class ObjectFiles:
         if self._store is None:
             from obstore.store import from_url
 
-            self._store = from_url(self.uri)
+            self._store = from_url(self.uri, retry_config=CLIENT_RETRIES, client_options=_client())
         return self._store
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "_store": None}
 
     def create(self, path: str, data: bytes) -> bool:
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        try:
-            self.store.put(path, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
+        tried = 0
+
+        def put() -> bool:
+            nonlocal tried
+            tried += 1
+            try:
+                self.store.put(path, data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                # Ours, when the answer to an earlier try was lost.
+                return tried > 1 and bytes(self.store.get(path).bytes()) == data
+            return True
+
+        return self._try(path, put)
 
     def replace(self, path: str, data: bytes) -> None:
-        self.store.put(path, data)
+        self._try(path, lambda: self.store.put(path, data))
 
     def read(self, path: str) -> bytes:
-        return bytes(self.store.get(path).bytes())
+        return self._try(path, lambda: bytes(self.store.get(path).bytes()))
 
     def exists(self, path: str) -> bool:
         try:
-            self.store.head(path)
+            self._try(path, lambda: self.store.head(path))
         except FileNotFoundError:
             return False
         return True
 
     def list(self, folder: str) -> Iterator[str]:
-        for batch in self.store.list(prefix=folder):
-            yield from (entry["path"] for entry in batch)
+        def all_of_it() -> list[str]:
+            return [entry["path"] for batch in self.store.list(prefix=folder) for entry in batch]
+
+        yield from self._try(folder, all_of_it)
 
     def delete(self, path: str) -> None:
-        paths = [path] if self.exists(path) else list(self.list(path))
+        paths = [path] if self.exists(path) else [*self.list(path)]
         if paths:
-            self.store.delete(paths)
+            self._try(path, lambda: self.store.delete(paths))
+
+    def _try(self, path: str, request: Callable[[], T]) -> T:
+        """The answer; raises StoreError when it is refused too often, FileNotFoundError when nothing is there."""
+        from obstore import exceptions
+
+        final = (
+            exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError,
+            exceptions.NotSupportedError, exceptions.UnknownConfigurationKeyError,
+        )  # fmt: skip
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                return request()
+            except FileNotFoundError:
+                raise
+            except final as why:
+                raise StoreError(f"{self.uri}/{path}: refused: {_first_line(why)}") from None
+            except (exceptions.BaseError, OSError) as why:
+                if not left:
+                    raise StoreError(
+                        f"{self.uri}/{path}: the store did not answer in {TRIES} tries: {_first_line(why)}; nothing is "
+                        "lost, run the same command again"
+                    ) from None
+            cap = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (TRIES - 1 - left))
+            time.sleep(random.uniform(0, cap))
+        raise AssertionError("TRIES is 0")
 
     def local(self, path: str) -> Path | None:
         return None
+
+
+def _client() -> ClientConfig:
+    """A request that gets no answer for so long is one that failed; plain http only where the endpoint says so."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return {"timeout": "300s", "connect_timeout": "10s", "allow_http": endpoint.startswith("http://")}
+
+
+def _first_line(why: BaseException) -> str:
+    return (str(why).strip().splitlines() or [type(why).__name__])[0][:300]
 
 
 @contextlib.contextmanager

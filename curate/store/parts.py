@@ -3,6 +3,7 @@
     parts/<operator>@<fingerprint>/<shard>.parquet        the part
     parts/<operator>@<fingerprint>/<shard>+1.parquet      rows that a later policy or retry added; the later row wins
     parts/<operator>@<fingerprint>/operator.json          what the fingerprint stands for
+    parts/<operator>@<fingerprint>/packs/<digest>.parquet small parts put together (packs.py); they keep their names
     staging/<stage>/<shard>/<rows>.parquet                finished ranges of a shard whose parts are not published yet
 
 A visible part is committed. Parts are sorted by row and their bytes depend on their rows alone: no time, no host.
@@ -23,8 +24,10 @@ import pyarrow.parquet as pq
 
 from curate.errors import StoreError
 from curate.store.files import Files
+from curate.store.packs import Packs
 
 ROW_GROUP_ROWS = 20_000
+PACK = re.compile(r"^parts/([a-z_]+)@([0-9a-f]+)/packs/")
 PART = re.compile(r"^parts/([a-z_]+)@([0-9a-f]+)/([A-Za-z0-9._=-]{1,200})(?:\+(\d+))?\.parquet$")
 
 
@@ -87,21 +90,35 @@ def parse(path: str) -> Part | None:
 
 def list_parts(files: Files, version: Version | None = None) -> list[Part]:
     """All published parts, or those of one version, sorted."""
-    folder = version.folder if version else "parts"
-    return sorted(part for path in files.list(folder) if (part := parse(path)))
+    found: set[Part] = set()
+    packed: set[Version] = set()
+    for path in files.list(f"{version.folder}/" if version else "parts/"):
+        if part := parse(path):
+            found.add(part)
+        elif pack := PACK.match(path):
+            packed.add(Version(pack[1], pack[2]))
+    for one in packed:
+        found.update(part for path in Packs(files, one, anew=True).holds if (part := parse(path)))
+    return sorted(found)
 
 
 def encode(table: pa.Table) -> bytes:
     """`table` as Parquet with bytes that depend on its content alone."""
     out = io.BytesIO()
+    table = table.combine_chunks()  # pages end where chunks do
     pq.write_table(table, out, compression="zstd", compression_level=3, row_group_size=ROW_GROUP_ROWS, version="2.6")
     return out.getvalue()
 
 
 def open_part(files: Files, path: str) -> pq.ParquetFile:
-    """The Parquet file at `path`; raises FileNotFoundError and pa.ArrowInvalid."""
-    local = files.local(path)
-    return pq.ParquetFile(str(local) if local else pa.BufferReader(files.read(path)))
+    """The Parquet file at `path`, or the part of that name in a pack; raises FileNotFoundError and pa.ArrowInvalid."""
+    try:
+        local = files.local(path)
+        return pq.ParquetFile(str(local) if local else pa.BufferReader(files.read(path)))
+    except FileNotFoundError:
+        if not (part := parse(path)):
+            raise
+        return pq.ParquetFile(pa.BufferReader(Packs(files, part.version, anew=True).part(path)))
 
 
 def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
@@ -134,9 +151,14 @@ def latest(table: pa.Table) -> pa.Table:
 def parts_of(files: Files, version: Version, shard: str) -> list[Part]:
     """The published parts of one shard; they are numbered without gaps, so no folder has to be listed."""
     found: list[Part] = []
-    while files.exists((part := Part(version, shard, len(found))).path):
+    packed: Mapping[str, Any] | None = None
+    while True:
+        part = Part(version, shard, len(found))
+        if not files.exists(part.path):
+            packed = Packs(files, version).holds if packed is None else packed
+            if part.path not in packed:
+                return found
         found.append(part)
-    return found
 
 
 def publish(files: Files, version: Version, shard: str, table: pa.Table) -> bool:

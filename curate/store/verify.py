@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from curate.store.packs import unpack
 from curate.store.parts import DamagedError, Part, list_parts, read_table
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def forget(store: Store, shard: str) -> int:
     if not parts:
         known = {part.shard for part in list_parts(store.files)}
         raise UsageError(f"{store.uri}: no shard {shard!r}{nearest(shard, known)}")
+    for version in {part.version for part in parts}:
+        unpack(store.files, version, [shard])
     for part in parts:
         store.files.delete(part.path)
     for path in list(store.files.list("staging")):
