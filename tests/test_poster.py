@@ -22,6 +22,7 @@ from curate.recipe import from_tables
 from curate.store import Store
 from schemas.columns import OPERATORS
 from workers import poster
+from workers.ocr import RapidOcr
 from workers.poster import COLUMNS, PosterCaptioner, clause, hint, honest, is_in, quoted_share
 from workers.sample import Sample
 
@@ -144,6 +145,16 @@ def test_a_line_with_quotation_marks_is_put_into_others() -> None:
     line = poster.Line('12" 大屏', ("中央", "in the center"))
     assert clause([line], 1) == 'The text in the picture reads: in the center “12" 大屏”.'
     assert hint([line]) == 'in the center: 12" 大屏'
+
+
+def test_a_real_poster_is_small_print_at_323_px_and_a_poster_when_that_is_allowed(shared: Path) -> None:
+    sample = Sample(0, (shared / "images" / "poster_zh.jpg").read_bytes(), {"width": 323, "height": 430})
+    sample.values |= RapidOcr()([sample])[0] | {"caption_en": "A poster.", "caption_zh": "一张海报。"}
+    assert PosterCaptioner(None)([sample])[0]["poster_how"] is None
+    found = PosterCaptioner(None, min_line_px=14)([sample])[0]
+    assert found["poster_how"] == "clause"
+    assert "正品促销" in found["poster_caption_en"]
+    assert "大桶装更划算" in found["poster_caption_zh"]
 
 
 class Model(BaseHTTPRequestHandler):
