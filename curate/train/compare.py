@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -247,17 +248,20 @@ def show(
 ) -> None:
     """The table of arms by validation captions, and the contrasts with their intervals."""
     names = [column for column, _ in COLUMNS]
-    table = Table("trained on", *(f"loss, {name} captions" for name in names), title="compare within a column only")
+    table = Table(
+        "trained on",
+        *(f"loss, {name} captions" for name in names),
+        title="compare within a column only",
+        box=box.SIMPLE_HEAD,
+    )
     for arm in arms:
         table.add_row(arm, *("" if means[arm, name] is None else f"{means[arm, name]:.5f}" for name in names))
     console.print(table)
-    table = Table("arm", "against", "captions", "rows", "difference", "95 % interval", "timesteps", "seeds", "")
+    table = Table("difference", "captions", "loss", "95 % interval", "timesteps", "", box=box.SIMPLE_HEAD)
     for found in contrasts:
         table.add_row(
-            found.arm, found.against, found.column, str(found.rows), f"{found.difference:+.5f}",
-            f"{found.low:+.5f} .. {found.high:+.5f}", f"{found.steps_agreeing}/8",
-            "agree" if found.seeds_agreeing else "differ",
-            found.verdict,
+            f"{found.arm} - {found.against}", found.column, f"{found.difference:+.5f}",
+            f"{found.low:+.5f} {found.high:+.5f}", f"{found.steps_agreeing}/8", found.verdict,
         )  # fmt: skip
     console.print(table)
 

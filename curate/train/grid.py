@@ -80,7 +80,7 @@ def sample(
     from diffusers import EulerDiscreteScheduler
 
     phase = wanted.phases[-1]
-    scheduler = EulerDiscreteScheduler(**scheduler_config(phase.schedule, cast(Prediction, wanted.model.prediction)))  # type: ignore[arg-type]
+    scheduler = EulerDiscreteScheduler(**scheduler_config(phase.schedule, cast(Prediction, wanted.model.prediction)))
     scheduler.set_timesteps(wanted.measure.sampling_steps, device=place.device)
     factor = 2 ** (len(tools.vae.config.block_out_channels) - 1)
     shape = (1, int(unet.config["in_channels"]), size[1] // factor, size[0] // factor)

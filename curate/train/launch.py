@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from curate.errors import CurateError, UsageError
+from curate.errors import CurateError
 from curate.train.data import Place
 
 PATIENCE = timedelta(hours=2)  # ranks wait while rank 0 writes a checkpoint or makes a mix
@@ -55,7 +55,6 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
     from the newest checkpoint.
     """
     import ray
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -66,7 +65,12 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
         context = train.get_context()
         work(Place(context.get_world_rank(), context.get_world_size(), get_device()))
 
-    gpu = bool(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else torch.cuda.is_available()
+    ours = not ray.is_initialized()
+    if ours:
+        named = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
+        local = {} if named else {"include_dashboard": False}
+        ray.init(address="auto" if named else "local", logging_level="warning", **local)
+    gpu = bool(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     trainer = TorchTrainer(
         worker,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
@@ -79,7 +83,18 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
     )
     try:
         trainer.fit()
-    except UsageError:
-        raise
     except Exception as why:  # Ray wraps what a worker raised in classes of its own
-        raise CurateError(f"training on Ray failed: {str(why).strip().splitlines()[-1]}") from why
+        raise _plain(why) from why
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _plain(why: Exception) -> CurateError:
+    """What a worker raised, when it is ours; else the last line of what Ray says."""
+    failures = getattr(why, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, CurateError):
+            return cause
+    return CurateError(f"training on Ray failed: {str(why).strip().splitlines()[-1]}")

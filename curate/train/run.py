@@ -30,7 +30,11 @@ CAPTION_ROWS = 20_000  # rows whose captions teach the tiny tokenizer
 
 def run(wanted: Recipe, console: Console) -> None:
     """Train what the recipe describes, here or on Ray."""
+    for mix in {phase.mix or wanted.data.mix for phase in wanted.phases} if not wanted.arms else ():
+        MixDataset(mix, decode=False)  # a mistake is said here, and not by every worker
     if wanted.train.engine == "ray":
+        if wanted.arms:
+            raise UsageError("train.engine = 'ray' trains one run; arms are compared in this process or by torchrun")
         launch.on_ray(lambda place: run_one(wanted, place, Console(stderr=True)), wanted.train.workers, wanted.folder)
         return
     with launch.Here() as place:
