@@ -22,7 +22,7 @@ from curate.store.files import LocalFiles
 from curate.store.parts import Version, publish
 from schemas.columns import part_schema
 
-PATH = ("input", "size", "identity", "caption", "translate")
+PATH = ("input", "size", "identity", "caption", "translate", "quality")
 VERSIONS = {op: Version(op, f"{i:016x}") for i, op in enumerate((*PATH, "dedup", "balance"))}
 
 
@@ -40,6 +40,8 @@ class Row:
     """Rows with the same number are copies of each other; all are kept."""
     weight: float | None = None
     """Of `balance`; 0: not kept."""
+    bad: str = ""
+    """Language of the synthetic caption, or `raw`, that a quality check gives a reason against."""
 
 
 @lru_cache(maxsize=4096)
@@ -97,6 +99,10 @@ def publish_rows(files: LocalFiles, shard: str, rows: Sequence[Row], indexed: pa
         "identity": {"sha256": [hashlib.sha256(data).hexdigest() for data in images]},
         "caption": {"caption_en": [row.en for row in rows]},
         "translate": {"caption_zh": [row.zh for row in rows]},
+        "quality": {
+            f"caption_{kind}_reason": ["repetition" if row.bad == kind else None for row in rows]
+            for kind in ("raw", "en", "zh")
+        },
         "dedup": {
             "dedup_group": [f"{shard}:{i}" if r.group is None else f"group {r.group}" for i, r in enumerate(rows)]
         },

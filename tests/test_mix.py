@@ -339,6 +339,19 @@ def test_only_the_languages_that_were_asked_for(folder: Path, tmp_path: Path) ->
     assert got["fallback_synthetic"] == 60 and got["raw_share"] is None
 
 
+def test_a_caption_with_a_reason_against_it_is_never_used(tmp_path: Path) -> None:
+    rows = [
+        Row(i, (64, 64), f"raw {i}", f"english {i}", f"汉 {i}", bad=("raw", "en", "zh", "")[i % 4]) for i in range(40)
+    ]
+    store = mixed_store.make(tmp_path, [rows])
+    found = export(Settings(str(store), buckets="64x64", epochs=4), str(tmp_path / "out"), "inline")
+    for row in read(tmp_path / "out"):
+        said = {"r": "raw", "e": "en", "汉": "zh"}[row["caption"][0]]
+        assert said != rows[int(row["row_id"].split(":")[1])].bad
+    got = found["splits"]["train"]["achieved"]["0"]
+    assert (got["raw"], got["synthetic"], got["fallback_synthetic"]) == (15, 15, 10)
+
+
 def test_rows_of_the_highest_tier_come_as_often_as_their_weight_says(folder: Path, tmp_path: Path) -> None:
     found = export(plain(folder, top="row % 5 = 0", top_weight=2.5), str(tmp_path / "out"), "inline")
     rows = read(tmp_path / "out")
