@@ -8,8 +8,9 @@
 A real server (`curate serve`) in a process of its own over a real store with 2-megapixel JPEGs, three votes each, gold
 and hidden repeats on. The raters keep eight pictures ahead, as the page does, and now and then skip, undo, lose an
 answer and send it again. In the end the ledger is held against what each rater was told: nothing lost, nothing twice,
-nothing in excess. The first seconds, in which everybody arrives, are not timed. "Server time" is what the server says in Server-Timing, from the request's arrival to the answer's
-start; "round trip" is what the rater saw. Last line: `RESULT ` and the figures as JSON.
+nothing in excess. The first seconds, in which everybody arrives, are not timed. "Server time" is what the server says
+in Server-Timing, from the request's arrival to the answer's start; "round trip" is what the rater saw. Last line:
+`RESULT ` and the figures as JSON.
 """
 
 from __future__ import annotations
@@ -276,8 +277,10 @@ def time_queue(images: int) -> dict[str, float]:
 
     def fill(db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT INTO campaigns (name, state, votes, extra_votes, keep_tier, gold_every, repeat_every, captions, everyone, "
-            "condition, sampling, seed, created_ms, images) VALUES ('q', 'running', 3, 1, 5, 20, 25, 'shown', 1, '', '', 0, 0, ?)",
+            "INSERT INTO campaigns (name, state, votes, extra_votes, keep_tier, gold_every, "
+            "repeat_every, captions, everyone, "
+            "condition, sampling, seed, created_ms, images) VALUES ('q', 'running', 3, 1, 5, "
+            "20, 25, 'shown', 1, '', '', 0, 0, ?)",
             [images],
         )
         db.executemany(
@@ -333,7 +336,8 @@ def time_browser(port: int, key: str, made: int, count: int) -> dict[str, float]
         times = page.evaluate("performance.getEntriesByName('key to paint').map((entry) => entry.duration)")
         browser.close()
     return {
-        "paint_p50_ms": float(np.median(times)), "paint_p95_ms": float(np.quantile(times, 0.95)), "paint_count": len(times)
+        "paint_p50_ms": float(np.median(times)), "paint_p95_ms": float(np.quantile(times, 0.95)),
+        "paint_count": len(times),
     }  # fmt: skip
 
 

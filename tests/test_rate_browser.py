@@ -343,6 +343,7 @@ def test_somebody_else_at_the_same_browser_does_not_send_my_answers(page: Any, a
     page.goto(f"{address}/rate/{made}")
     page.route("**/answers", lambda route: route.abort())
     press(page, "4", pressed)
+    page.goto("about:blank")
     page.unroute("**/answers")
     signed_in(page, address, base, "lea")
     page.goto(f"{address}/rate/{made}")

@@ -112,7 +112,7 @@ def test_too_few_ratings_are_said_in_one_line(finished_store: Path) -> None:
 
 
 def test_near_duplicates_are_on_one_side_of_a_fold() -> None:
-    groups = np.array([0, 1, 1, 3, 1, 5] + list(range(6, 60)))
+    groups = np.array([0, 1, 1, 3, 1, 5, *range(6, 60)])
     fold = fit._folds(groups, 0)
     assert len({fold[1], fold[2], fold[4]}) == 1
     assert len(set(fold.tolist())) == fit.FOLDS

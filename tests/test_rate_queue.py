@@ -442,7 +442,8 @@ def test_what_was_acknowledged_outlives_kill_9(tmp_path: Path) -> None:
         "while True:\n"
         "    for t in ledger.write(lambda db: queue.lease(db, c, u, 9, [], 0)):\n"
         "        n += 1\n"
-        "        ledger.write(lambda db: votes.apply(db, c, u, votes.Action(f'k{n}', 'vote', lease=t.lease, tier=4), 0))\n"
+        "        ledger.write(lambda db: votes.apply(db, c, u, votes.Action(f'k{n}', 'vote', "
+        "lease=t.lease, tier=4), 0))\n"
         "        print(f'k{n}', flush=True)\n"
     )
     process = subprocess.Popen(

@@ -202,7 +202,8 @@ def test_a_session_that_was_planted_is_replaced_at_login(service: Service) -> No
 
 def test_behind_tls_the_cookie_is_secure_and_bound_to_the_host(service: Service) -> None:
     app = make_app(
-        Store(service.store), hosts=("rate.example.org",), ledger=Ledger(service.store / "ratings.sqlite", service.clock),
+        Store(service.store), hosts=("rate.example.org",),
+        ledger=Ledger(service.store / "ratings.sqlite", service.clock),
         loopback=False, public_url="https://rate.example.org",
     )  # fmt: skip
     transport = httpx.ASGITransport(app)
@@ -337,7 +338,8 @@ def test_settings_are_an_enumeration(service: Service) -> None:
     assert put("/api/me/settings", json={"keys": {"tier1": "q"}}).status_code == 200
     for bad in (
         {"keys": {"tier1": "<img src=x onerror=alert(1)>"}}, {"keys": {"tier1": "1", "tier2": "1"}},
-        {"keys": {"x": "1"}}, {"ground": "url(evil)"}, {"language": "de"}, {"role": "admin"}, {"keys": {"tier1": "\u202e"}},
+        {"keys": {"x": "1"}}, {"ground": "url(evil)"}, {"language": "de"}, {"role": "admin"},
+        {"keys": {"tier1": "\u202e"}},
     ):  # fmt: skip
         answer = put("/api/me/settings", json=bad)
         assert answer.status_code == 422, "CVE-2026-22033: settings become markup"

@@ -157,7 +157,9 @@ def leave_one_out(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLik
 
 
 def trend(at_ms: Sequence[int], image: Sequence[int], tier: Sequence[int], parts: int = 8) -> list[tuple[int, Figure]]:
-    """Alpha over time: (start, alpha) of up to `parts` stretches with the same number of images, in order of their last vote."""
+    """Alpha over time: (start, alpha) of up to `parts` stretches with the same number of images, in order of their
+    last vote.
+    """
     last: dict[int, int] = {}
     for when, unit in zip(at_ms, image, strict=True):
         last[unit] = max(when, last.get(unit, 0))

@@ -146,7 +146,8 @@ def change(db: sqlite3.Connection, campaign_id: int, by: int | None, now: int, c
     row = db.execute("SELECT name, votes FROM campaigns WHERE id = ?", [campaign_id]).fetchone()
     if changes.keys() & {"votes", "extra_votes", "keep_tier"}:
         db.execute(
-            "UPDATE items SET wanted = max(?1, (SELECT count(*) FROM leases WHERE item_id = items.id AND closed_ms IS NULL "
+            "UPDATE items SET wanted = max(?1, (SELECT count(*) FROM leases WHERE item_id = "
+            "items.id AND closed_ms IS NULL "
             "AND kind = 'work')), open = exemplar_tier IS NULL AND skips < ?3 WHERE campaign_id = ?2 AND votes = 0 "
             "AND gold_tier IS NULL AND tier IS NULL",
             [row["votes"], campaign_id, queue.HELD_AFTER],
@@ -360,7 +361,8 @@ def _insert(
     for position, row in enumerate(rows, first):
         gold, exemplar = marked.get(row["row_id"], marked.get(row["sha256"], (None, None)))
         cursor = db.execute(
-            "INSERT INTO items (campaign_id, position, sha256, row_id, width, height, cluster, gold_tier, exemplar_tier, "
+            "INSERT INTO items (campaign_id, position, sha256, row_id, width, height, cluster, "
+            "gold_tier, exemplar_tier, "
             "wanted, open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 campaign_id, position, row["sha256"], row["row_id"], row["width"], row["height"], row["cluster"], gold,
@@ -398,8 +400,8 @@ def near_groups(hashes: npt.NDArray[np.uint8]) -> list[list[int]]:
     """Groups of two or more rows of (N, 32) PDQ hashes that are linked by at most NEAR_BITS differing bits.
 
     Two hashes that differ in at most 31 bits agree in one of 32 bytes; candidates are found by agreement of two
-    neighbouring bytes (16 bands). That misses pairs whose differences touch every band, one in eight of those at 31 bits
-    and none below 16, and keeps a million images to seconds.
+    neighbouring bytes (16 bands). That misses pairs whose differences touch every band, one in eight of those at 31
+    bits and none below 16, and keeps a million images to seconds.
     """
     if not len(hashes):
         return []

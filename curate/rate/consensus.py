@@ -1,8 +1,8 @@
 """From votes to a tier: the vote with its tie rule, and an ordinal model of images and raters.
 
-**The vote.** The most frequent tier. When two tiers share that place there is one more vote, up to `extra` of them; then
-the median, and of an even number of votes the lower of the two in the middle: a draw does not promote a picture. An
-image whose votes are settled gets one more vote, too, when that vote could carry it over the keep line or back.
+**The vote.** The most frequent tier. When two tiers share that place there is one more vote, up to `extra` of them;
+then the median, and of an even number of votes the lower of the two in the middle: a draw does not promote a picture.
+An image whose votes are settled gets one more vote, too, when that vote could carry it over the keep line or back.
 
 **The model.** A Dawid-Skene model (Dawid & Skene, 1979) for ordered classes: rater j reports tier k of an image of true
 tier t with probability

@@ -4,8 +4,8 @@
     curate campaign release STORE NAME
 
 Exports are streamed: a million votes take the memory of a chunk. Raters appear under pseudonyms, the same ones in every
-export. A release is a folder that does not change any more, `releases/<campaign>-<hash>/` in the store: votes, consensus
-and rubrics, with a manifest that holds the SHA-256 of each file, the rule of the vote and the agreement.
+export. A release is a folder that does not change any more, `releases/<campaign>-<hash>/` in the store: votes,
+consensus and rubrics, with a manifest that holds the SHA-256 of each file, the rule of the vote and the agreement.
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ SCHEMAS = {
     ),
 }  # fmt: skip
 QUERIES = {
-    "votes": "SELECT i.sha256, i.row_id, v.user_id AS rater, v.tier, v.flags, v.part, v.seconds, v.at_ms, e.rubric_version "
+    "votes": "SELECT i.sha256, i.row_id, v.user_id AS rater, v.tier, v.flags, v.part, v.seconds, v.at_ms, "
+    "e.rubric_version "
     "FROM votes AS v JOIN items AS i ON i.id = v.item_id JOIN events AS e ON e.id = v.event_id "
     "WHERE v.campaign_id = ? ORDER BY v.event_id",
-    "consensus": "SELECT sha256, row_id, tier, rule, votes, (SELECT group_concat(tier, ' ') FROM (SELECT tier FROM votes "
+    "consensus": "SELECT sha256, row_id, tier, rule, votes, (SELECT group_concat(tier, ' ') "
+    "FROM (SELECT tier FROM votes "
     "WHERE item_id = items.id AND part = 'work' ORDER BY event_id)) AS tiers, gold_tier, cluster FROM items "
     "WHERE campaign_id = ? AND (votes > 0 OR tier IS NOT NULL OR gold_tier IS NOT NULL) ORDER BY id",
-    "events": "SELECT e.id AS event_id, e.at_ms, i.sha256, i.row_id, e.user_id AS rater, e.kind, e.tier, e.flags, e.reason, "
+    "events": "SELECT e.id AS event_id, e.at_ms, i.sha256, i.row_id, e.user_id AS rater, e.kind, e.tier, "
+    "e.flags, e.reason, "
     "e.part, e.counted, e.undoes, e.seconds, e.rubric_version, e.context FROM events AS e JOIN items AS i "
     "ON i.id = e.item_id WHERE e.campaign_id = ? ORDER BY e.id",
 }
@@ -100,7 +103,8 @@ def release(ledger: Ledger, files: Files, campaign_id: int, by: int | None) -> t
             "votes": row["votes"],
             "extra_votes": row["extra_votes"],
             "keep_tier": row["keep_tier"],
-            "rule": "most frequent tier; a tie, or a decision that one vote could turn, asks for one more; then the lower "
+            "rule": "most frequent tier; a tie, or a decision that one vote could turn, asks for one more; "
+            "then the lower "
             "median; a lead's adjudication stands",
         },
         "images": row["images"],

@@ -53,7 +53,7 @@ NOT_SCORES = frozenset(
 
 @dataclass(frozen=True)
 class Features:
-    """How scores become inputs: each goes through its distribution's quantiles to a normal scale, with three bends."""
+    """How scores become inputs: each by its distribution's quantiles to a common scale, with three bends."""
 
     columns: tuple[str, ...]
     quantiles: Real  # (columns, QUANTILES)
@@ -61,13 +61,13 @@ class Features:
     axes: Real | None = None  # (E, COMPONENTS), scaled to unit variance
 
     def of(self, values: Real, embeddings: Real | None) -> Real:
-        """(N, d) inputs of raw scores (N, columns), NaN where missing, and embeddings (N, E), NaN rows where missing."""
+        """(N, d) inputs of raw scores (N, columns) and embeddings (N, E), NaN where missing."""
         blocks = []
         grid = np.linspace(0.0, 1.0, self.quantiles.shape[1])
         for at in range(len(self.columns)):
             missing: npt.NDArray[np.bool_] = np.asarray(np.isnan(values[:, at]))
             place = np.interp(values[:, at], self.quantiles[at], grid)
-            z = np.where(missing, 0.0, 3.4 * (place - 0.5))  # uniform with unit variance, about
+            z = np.where(missing, 0.0, 3.4 * (place - 0.5))  # about unit variance
             blocks += [z, *(np.where(missing, 0.0, np.maximum(z - bend, 0.0)) for bend in (-0.85, 0.0, 0.85))]
             blocks.append(missing.astype(np.float64))
         if self.axes is not None and self.mean is not None:
@@ -169,7 +169,8 @@ def _rated(store: Store, tiers: dict[str, int], columns: Sequence[str]) -> tuple
     tier = np.array([tiers[row[0]] for row in rows], np.int64)
     if len(rows) < LEAST or len(set(tier.tolist())) < 2:
         raise UsageError(
-            f"{len(rows)} rated images with {len(set(tier.tolist()))} different tiers: a model needs at least {LEAST} images "
+            f"{len(rows)} rated images with {len(set(tier.tolist()))} different tiers: a model "
+            f"needs at least {LEAST} images "
             "and two tiers; rate more (docs/rating.md)"
         )
     values = np.array([[np.nan if v is None else v for v in row[5:]] for row in rows], np.float64)
@@ -246,7 +247,9 @@ def _folds(groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
 
 
 def _cross_validated(x: Real, tier: npt.NDArray[np.int64], fold: npt.NDArray[np.int64]) -> tuple[float, Real]:
-    """The ridge with the best out-of-fold likelihood, and the out-of-fold scores under it, as log odds of the middle cut."""
+    """The ridge with the best out-of-fold likelihood, and the out-of-fold scores under it, as log odds of the middle
+    cut.
+    """
     best: tuple[float, float, Real] | None = None
     for ridge in RIDGES:
         scores, loss = np.zeros(len(tier)), 0.0
@@ -401,7 +404,9 @@ def _yield(kept: Real, honest: Real, tier: npt.NDArray[np.int64], keep_tier: int
         found.append(
             {
                 "cut": cut, "rows": int(above.sum()), "expected": float(kept[above].mean()) if above.any() else None,
-                "measured": _figure(agreement.share(int((rated & yes).sum()), int(rated.sum()), "no rated image is above")),
+                "measured": _figure(
+                    agreement.share(int((rated & yes).sum()), int(rated.sum()), "no rated image is above")
+                ),
                 "recall": float((rated & yes).sum() / max(yes.sum(), 1)),
             }
         )  # fmt: skip

@@ -40,9 +40,8 @@ SELECT event_id, rated_at, campaign, rubric_version, sha256, row_id, rater, tier
 FROM rating_events AS e
 WHERE kind = 'vote' AND counted AND NOT EXISTS (FROM rating_events AS u WHERE u.undoes = e.event_id);
 CREATE OR REPLACE VIEW consensus AS
-SELECT sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities, row_id
-FROM consensus_items
-QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY tier IS NULL, campaign_id DESC) = 1;
+SELECT sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities,
+row_id FROM consensus_items QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY tier IS NULL, campaign_id DESC) = 1;
 """
 
 EVENTS = pa.schema(
@@ -136,7 +135,8 @@ def _watermark(db: duckdb.DuckDBPyConnection, ledger: sqlite3.Connection) -> int
 def _events(db: duckdb.DuckDBPyConnection, ledger: sqlite3.Connection, secret: bytes, last: int) -> int:
     names: dict[int, str] = {}
     cursor = ledger.execute(
-        "SELECT e.*, c.name AS campaign, i.sha256, i.row_id FROM events AS e JOIN campaigns AS c ON c.id = e.campaign_id "
+        "SELECT e.*, c.name AS campaign, i.sha256, i.row_id FROM events AS e JOIN campaigns AS "
+        "c ON c.id = e.campaign_id "
         "JOIN items AS i ON i.id = e.item_id WHERE e.id > ? ORDER BY e.id",
         [last],
     )
@@ -154,7 +154,8 @@ def _events(db: duckdb.DuckDBPyConnection, ledger: sqlite3.Connection, secret: b
                 columns[name].append(value)
         db.register("new_events", pa.table(columns, schema=EVENTS))
         db.execute(
-            "INSERT INTO rating_events BY NAME SELECT * EXCLUDE (at_ms), make_timestamp(at_ms * 1000) AS rated_at FROM new_events"
+            "INSERT INTO rating_events BY NAME SELECT * EXCLUDE (at_ms), make_timestamp(at_ms * "
+            "1000) AS rated_at FROM new_events"
         )
         db.unregister("new_events")
         added += len(rows)
@@ -179,7 +180,8 @@ def _items(db: duckdb.DuckDBPyConnection, ledger: sqlite3.Connection, campaign: 
         "SELECT item_id, user_id, tier, flags FROM votes WHERE campaign_id = ? AND part <> 'repeat'", [campaign["id"]]
     ).fetchall()
     items = ledger.execute(
-        "SELECT id, sha256, row_id, coalesce(gold_tier, tier) AS tier, CASE WHEN gold_tier IS NULL THEN rule ELSE 'gold' END "
+        "SELECT id, sha256, row_id, coalesce(gold_tier, tier) AS tier, CASE WHEN gold_tier IS "
+        "NULL THEN rule ELSE 'gold' END "
         "AS rule, gold_tier IS NOT NULL AS gold FROM items WHERE campaign_id = ? AND (votes > 0 OR tier IS NOT NULL OR "
         "gold_tier IS NOT NULL) ORDER BY id",
         [campaign["id"]],
@@ -226,7 +228,9 @@ def _items(db: duckdb.DuckDBPyConnection, ledger: sqlite3.Connection, campaign: 
             "flags": pa.array([sorted(f) for f in flags], pa.list_(pa.string())),
             "model_tier": pa.array(np.minimum(model_tier, 5), pa.int32(), mask=~voted),
             "model_keep": pa.array(model_keep, pa.float32(), mask=~voted),
-            "probabilities": pa.array([p if v else None for p, v in zip(posterior.tolist(), voted, strict=True)], pa.list_(pa.float32())),
+            "probabilities": pa.array(
+                [p if v else None for p, v in zip(posterior.tolist(), voted, strict=True)], pa.list_(pa.float32())
+            ),
         },
         schema=ITEMS,
     )  # fmt: skip

@@ -11,10 +11,10 @@ the transaction that would break it:
 A lease that ends unanswered gives its place to somebody else; when its holder answers after all, the vote still counts
 if a place is free, and is kept as a surplus event when not. Nobody ever reads "locked by another user".
 
-Images are asked for in the campaign's order, those that came back or need a deciding vote first. Each person has a place
-in that order, so that no request walks over what the person has already rated: with a million images in the campaign a
-request reads a few hundred index entries. Gold images and hidden repeats come in between by a keyed hash, at no
-rhythm that one could learn, and look like all others.
+Images are asked for in the campaign's order, those that came back or need a deciding vote first. Each person has a
+place in that order, so that no request walks over what the person has already rated: with a million images in the
+campaign a request reads a few hundred index entries. Gold images and hidden repeats come in between by a keyed hash, at
+no rhythm that one could learn, and look like all others.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def _gold(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, n: int) -
 def _repeat(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, n: int) -> int | None:
     """An image that the person rated a while ago; each is repeated once at most."""
     rows = db.execute(
-        "SELECT v.item_id FROM votes AS v WHERE v.campaign_id = ? AND v.user_id = ? AND v.part = 'work' AND NOT EXISTS ("
+        "SELECT v.item_id FROM votes AS v WHERE v.campaign_id = ? AND v.user_id = ? AND v.part "
+        "= 'work' AND NOT EXISTS ("
         "SELECT 1 FROM votes AS r WHERE r.item_id = v.item_id AND r.user_id = v.user_id AND r.part = 'repeat') "
         "AND NOT EXISTS (SELECT 1 FROM leases AS l WHERE l.user_id = v.user_id AND l.item_id = v.item_id "
         "AND (l.closed_ms IS NULL OR l.kind = 'repeat')) ORDER BY v.event_id DESC LIMIT 60 OFFSET ?",
@@ -204,7 +205,9 @@ def _repeat(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, n: int)
 
 
 def _work(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, count: int) -> list[int]:
-    """Up to `count` open images that the person has not seen, near duplicates of recent ones only when nothing else is."""
+    """Up to `count` open images that the person has not seen, near duplicates of recent ones only when nothing else
+    is.
+    """
     here = desk(db, campaign["id"], user_id)
     if not count or here["dry"] == campaign["reopened"]:
         return []
@@ -271,7 +274,8 @@ def _close(db: sqlite3.Connection, row: sqlite3.Row, outcome: str, now: int) -> 
     if row["kind"] != "repeat":
         db.execute("DELETE FROM seen WHERE user_id = ? AND item_id = ?", [row["user_id"], row["item_id"]])
         db.execute(
-            "UPDATE desks SET dry = -1 WHERE user_id = ? AND campaign_id = (SELECT campaign_id FROM items WHERE id = ?)",
+            "UPDATE desks SET dry = -1 WHERE user_id = ? AND campaign_id = (SELECT campaign_id "
+            "FROM items WHERE id = ?)",
             [row["user_id"], row["item_id"]],
         )
     if row["kind"] == "work":

@@ -62,7 +62,9 @@ class Rubric:
 
 
 def load(name: str) -> Rubric:
-    """The built-in rubric `name`, or the one in the TOML file at that path; raises UsageError that says what is wrong."""
+    """The built-in rubric `name`, or the one in the TOML file at that path; raises UsageError that says what is
+    wrong.
+    """
     if name in BUILT_IN:
         text = resource_files("curate.rate").joinpath(f"rubrics/{name}.toml").read_text("utf-8")
         return parse(text, name)

@@ -1,9 +1,9 @@
 """Accounts: invitations, passwords, sessions, limits.
 
-Nobody registers: an account is made by `curate users add` or by an admin, and its owner chooses a password at a link that
-works once. Keys of links and of sessions are random and stored as SHA-256, so that a copy of the file opens nothing;
-passwords are stored by argon2id. A session ends after IDLE_MS without a request, at most SESSION_MS after the login, with
-a new password, and when the account is disabled.
+Nobody registers: an account is made by `curate users add` or by an admin, and its owner chooses a password at a link
+that works once. Keys of links and of sessions are random and stored as SHA-256, so that a copy of the file opens
+nothing; passwords are stored by argon2id. A session ends after IDLE_MS without a request, at most SESSION_MS after the
+login, with a new password, and when the account is disabled.
 """
 
 from __future__ import annotations
@@ -228,7 +228,9 @@ def csrf_token(secret: bytes, session: str) -> str:
 
 
 def pseudonym(secret: bytes, user_id: int) -> str:
-    """The name under which a person's votes leave the store: the same in every export, and no way back without the key."""
+    """The name under which a person's votes leave the store: the same in every export, and no way back without the
+    key.
+    """
     return "r" + hmac.new(secret, f"rater:{user_id}".encode(), hashlib.sha256).hexdigest()[:10]
 
 

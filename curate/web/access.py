@@ -6,14 +6,14 @@ Each route says whom it is for:
     @access("lead")
     async def ...
 
-`admit`, a dependency of the whole application, refuses a route that says nothing, a person whose role does not reach, and
-a request that changes something but does not come from one of our own pages: the Origin header has to be ours, and a
-request of a signed-in person has to carry the token of its session. tests/test_rate_web.py walks every route.
+`admit`, a dependency of the whole application, refuses a route that says nothing, a person whose role does not reach,
+and a request that changes something but does not come from one of our own pages: the Origin header has to be ours, and
+a request of a signed-in person has to carry the token of its session. tests/test_rate_web.py walks every route.
 
 **Open on this machine.** While a store has no accounts and is served at a loopback address, the explore pages
-(`access("explore")`) are open, as `curate sql` is to whoever sits here; with the first account, or at any other address,
-they ask for a lead. Rating, and whatever else is written, always needs a session: on this machine by the link that
-`curate serve` prints.
+(`access("explore")`) are open, as `curate sql` is to whoever sits here; with the first account, or at any other
+address, they ask for a lead. Rating, and whatever else is written, always needs a session: on this machine by the link
+that `curate serve` prints.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def make_app(
 
     app = FastAPI(
         title="curate", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, dependencies=[Depends(admit)],
-        description="The rating service of a curate store. Every request needs the session cookie of a signed-in person; "
-        "one that changes something needs the header X-CSRF-Token with the token of GET /api/me.",
+        description="The rating service of a curate store. Every request needs the session cookie of a signed-in "
+        "person; one that changes something needs the header X-CSRF-Token with the token of GET /api/me.",
     )  # fmt: skip
     app.state.desk = desk
     app.add_middleware(_Guard, hosts=hosts, desk=desk)
@@ -348,7 +348,8 @@ def serve(store: Store, host: str, port: int, public_url: str = "", workers: int
         os.environ["CURATE_SERVE"] = "\n".join((store.uri, host, public_url))
         config = uvicorn.Config(
             "curate.web.app:from_environment", factory=True, log_level="warning", server_header=False,
-            date_header=True, lifespan="on", workers=workers, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=bool(public_url),
+            date_header=True, lifespan="on", workers=workers, timeout_keep_alive=KEEP_ALIVE_S,
+            proxy_headers=bool(public_url),
         )  # fmt: skip
         if workers > 1:
             Multiprocess(config, sockets=[listening]).run()

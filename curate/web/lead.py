@@ -270,13 +270,15 @@ def standing(db: sqlite3.Connection, campaign: sqlite3.Row, now: int) -> Standin
     campaign_id = campaign["id"]
     counts = dict(
         db.execute(
-            "SELECT tier, count(*) FROM items WHERE campaign_id = ? AND tier IS NOT NULL AND gold_tier IS NULL GROUP BY tier",
+            "SELECT tier, count(*) FROM items WHERE campaign_id = ? AND tier IS NOT NULL AND "
+            "gold_tier IS NULL GROUP BY tier",
             [campaign_id],
         ).fetchall()
     )
     hour = db.execute(
         "SELECT count(*), min(at_ms), count(DISTINCT user_id) FROM events WHERE campaign_id = ? AND id > "
-        "(SELECT coalesce(max(id), 0) - 200000 FROM events) AND at_ms > ? AND kind = 'vote' AND counted AND part = 'work'",
+        "(SELECT coalesce(max(id), 0) - 200000 FROM events) AND at_ms > ? AND kind = 'vote' AND "
+        "counted AND part = 'work'",
         [campaign_id, now - HOUR_MS],
     ).fetchone()
     left = max(

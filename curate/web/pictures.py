@@ -35,7 +35,9 @@ def content_type(data: bytes) -> str:
 
 
 class Thumbnails:
-    """Thumbnails (JPEG) and previews by row_id and size. What somebody waits for is made before what somebody may want."""
+    """Thumbnails (JPEG) and previews by row_id and size. What somebody waits for is made before what somebody may
+    want.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

@@ -1,7 +1,7 @@
 """The rating page and its API: tasks, answers, pictures by lease.
 
-The page asks for tasks ahead, answers in batches out of its outbox, and fetches pictures by the number of a lease of its
-own, which is all that a rater can name: neither rows nor paths nor other people's images have an address here.
+The page asks for tasks ahead, answers in batches out of its outbox, and fetches pictures by the number of a lease of
+its own, which is all that a rater can name: neither rows nor paths nor other people's images have an address here.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
             desk.writer()
             .read()
             .execute(
-                "SELECT c.state, c.images, c.done, coalesce(d.rated, 0) AS mine FROM campaigns AS c LEFT JOIN desks AS d "
+                "SELECT c.state, c.images, c.done, coalesce(d.rated, 0) AS mine FROM campaigns "
+                "AS c LEFT JOIN desks AS d "
                 "ON d.campaign_id = c.id AND d.user_id = ? WHERE c.id = ?",
                 [who.id, campaign_id],
             )
@@ -180,8 +181,10 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
             desk.writer()
             .read()
             .execute(
-                "SELECT c.*, coalesce(d.rated, 0) AS mine FROM campaigns AS c LEFT JOIN desks AS d ON d.campaign_id = c.id "
-                "AND d.user_id = ?1 WHERE c.images > 0 AND (c.everyone OR ?2 <> 'rater' OR EXISTS (SELECT 1 FROM assigned "
+                "SELECT c.*, coalesce(d.rated, 0) AS mine FROM campaigns AS c LEFT JOIN desks "
+                "AS d ON d.campaign_id = c.id "
+                "AND d.user_id = ?1 WHERE c.images > 0 AND (c.everyone OR ?2 <> 'rater' OR "
+                "EXISTS (SELECT 1 FROM assigned "
                 "WHERE campaign_id = c.id AND user_id = ?1)) ORDER BY c.state = 'running' DESC, c.id DESC",
                 [who.id, who.role],
             )
