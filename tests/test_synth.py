@@ -482,6 +482,7 @@ def test_a_run_that_was_cut_short_is_finished_by_the_next(made: Path, font_folde
     first = folder / "shards" / "synth-00000.parquet"
     before = first.stat().st_mtime_ns
     (folder / "shards" / "synth-00001.parquet").write_bytes(b"half a shard")
+    (folder / "shards" / ".synth-00001.parquet.1").write_bytes(b"half another")
     generate(folder, 40, 3, synth, 1, False, QUIET)
     assert shard_bytes(folder) == shard_bytes(made)
     assert first.stat().st_mtime_ns == before

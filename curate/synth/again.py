@@ -7,6 +7,7 @@ rows[17]["image"]            # JPEG bytes, drawn now
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -71,7 +72,7 @@ def _shard(task: tuple[Path, Path, Path]) -> int:
     folder, path, to = task
     world = open_world(folder)
     file = pq.ParquetFile(path)
-    partial = to.with_name(f".{to.name}")
+    partial = to.with_name(f".{to.name}.{os.getpid()}")
     with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for batch in _batches(file):
             for row in batch:

@@ -89,5 +89,7 @@ def _inside(
 
 
 def _median(values: npt.NDArray[np.float32]) -> float:
+    """The median of a fresh array, which is put in another order."""
     middle = values.size // 2
-    return float(np.partition(values, middle)[middle])
+    values.partition(middle)
+    return float(values[middle])

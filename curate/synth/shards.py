@@ -80,6 +80,8 @@ def generate(out: Path, rows: int, seed: int, synth: Synth, workers: int, specs_
         task = progress.add_task("rows", total=rows, completed=rows - sum(count for _, count in missing))
         for made in _made(out, world, seed, missing, min(workers, len(missing)), specs_only):
             progress.advance(task, made)
+    for left_over in (out / "shards").glob(".synth-*"):
+        left_over.unlink(missing_ok=True)  # of a run that was killed
     write_manifest(out, world, seed, rows, digest, specs_only)
     return world
 
