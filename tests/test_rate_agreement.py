@@ -66,7 +66,7 @@ def test_kappa_has_quadratic_weights() -> None:
 
 def test_leave_one_out_does_not_compare_people_with_themselves() -> None:
     found = leave_one_out([0, 0, 0, 1], [7, 8, 9, 7], [5, 1, 2, 4])
-    assert found == [(7, 5, 1), (8, 1, 2), (9, 2, 1)]
+    assert found == [(7, 5, 1, 1.5), (8, 1, 2, 3.5), (9, 2, 1, 3.0)]
 
 
 def test_bias_is_negative_for_the_strict() -> None:

@@ -136,14 +136,14 @@ def share(hits: int, count: int, nothing: str = "nothing to count") -> Figure:
     return Figure(p, max(0.0, float(middle - half)), min(1.0, float(middle + half)), count)
 
 
-def leave_one_out(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLike) -> list[tuple[int, int, int]]:
-    """(rater, tier, median of the others' tiers) for each rating of an image that others have rated, too.
+def leave_one_out(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLike) -> list[tuple[int, int, int, float]]:
+    """(rater, tier, median and mean of the others' tiers) for each rating of an image that others have rated, too.
 
-    Of an even number of others the lower middle one, as in the vote.
+    Of an even number of others the lower middle one, as in the vote; it is no measure of bias, the mean is.
     """
     images, raters, tiers = (np.asarray(x, np.int64) for x in (image, rater, tier))
     order = np.argsort(images, kind="stable")
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int, float]] = []
     edges = np.nonzero(np.diff(images[order]))[0] + 1
     for group in np.split(order, edges):
         if len(group) < 2:
@@ -152,7 +152,7 @@ def leave_one_out(image: npt.ArrayLike, rater: npt.ArrayLike, tier: npt.ArrayLik
         for at in group.tolist():
             others = list(ordered)
             others.remove(int(tiers[at]))
-            found.append((int(raters[at]), int(tiers[at]), others[(len(others) - 1) // 2]))
+            found.append((int(raters[at]), int(tiers[at]), others[(len(others) - 1) // 2], sum(others) / len(others)))
     return found
 
 

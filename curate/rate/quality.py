@@ -96,20 +96,20 @@ def measure(db: sqlite3.Connection, campaign_id: int) -> Quality:
             rater.severity, rater.noise = float(model.severity[at]), float(model.noise[at])
     return Quality(
         agreement.alpha(image, tier),
-        agreement.share(sum(abs(a - b) <= 1 for _, a, b in pairs), len(pairs), "no image has two ratings"),
+        agreement.share(sum(abs(a - b) <= 1 for _, a, b, _ in pairs), len(pairs), "no image has two ratings"),
         agreement.share(
             int((several.max(axis=1) == several.sum(axis=1)).sum()), len(several), "no image has two ratings"
         ),
         raters,
         agreement.trend([v[4] for v in votes], image.tolist(), tier.tolist()) if len(several) else [],
-        agreement.confusion([a for _, a, _ in pairs], [b for _, _, b in pairs]).tolist(),
+        agreement.confusion([a for _, a, _, _ in pairs], [b for _, _, b, _ in pairs]).tolist(),
         model,
         items,
     )
 
 
 def _raters(
-    db: sqlite3.Connection, campaign_id: int, votes: list[Any], pairs: list[tuple[int, int, int]]
+    db: sqlite3.Connection, campaign_id: int, votes: list[Any], pairs: list[tuple[int, int, int, float]]
 ) -> list[Rater]:
     names = dict(db.execute("SELECT id, name FROM users").fetchall())
     found: dict[int, Rater] = {}
@@ -128,19 +128,19 @@ def _raters(
             rater.seconds = float(np.median(seconds))
             rater.hasty = sum(s < HASTY_S for s in seconds) / len(seconds)
         rater.longest_run = _longest_run([v["tier"] for v in mine])
-    by_rater: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for user_id, tier, other in pairs:
-        by_rater[user_id].append((tier, other))
-    for user_id, both in by_rater.items():
-        rater, a, b = of(user_id), [x for x, _ in both], [y for _, y in both]
-        rater.others, rater.bias = agreement.kappa(a, b), agreement.bias(a, b)
-        rater.exact = agreement.share(sum(x == y for x, y in both), len(both))
-        rater.within_one = agreement.share(sum(abs(x - y) <= 1 for x, y in both), len(both))
+    by_rater: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    for user_id, tier, median, mean in pairs:
+        by_rater[user_id].append((tier, median, mean))
+    for user_id, compared in by_rater.items():
+        rater, a, b = of(user_id), [x for x, _, _ in compared], [y for _, y, _ in compared]
+        rater.others, rater.bias = agreement.kappa(a, b), agreement.bias(a, [z for _, _, z in compared])
+        rater.exact = agreement.share(sum(x == y for x, y, _ in compared), len(compared))
+        rater.within_one = agreement.share(sum(abs(x - y) <= 1 for x, y, _ in compared), len(compared))
         rater.confusion = agreement.confusion(a, b).tolist()
-        size = -(-len(both) // DRIFT_PARTS)
-        if len(both) >= 5 * DRIFT_PARTS:
-            parts = [both[n : n + size] for n in range(0, len(both), size)]
-            rater.drift = [float(np.mean([x - y for x, y in part])) for part in parts]
+        size = -(-len(compared) // DRIFT_PARTS)
+        if len(compared) >= 5 * DRIFT_PARTS:
+            parts = [compared[n : n + size] for n in range(0, len(compared), size)]
+            rater.drift = [float(np.mean([x - z for x, _, z in part])) for part in parts]
     gold: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for user_id, tier, known in db.execute(
         "SELECT v.user_id, v.tier, i.gold_tier FROM votes AS v JOIN items AS i ON i.id = v.item_id "

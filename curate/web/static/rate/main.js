@@ -592,6 +592,7 @@ at("language").onclick = () => {
   language = language === "zh" ? "en" : "zh";
   store({ language });
   showWords();
+  at("stage").focus({ preventScroll: true }); // the next key is for the picture
 };
 at("skipsheet").addEventListener("click", (event) => {
   const button = event.target.closest("[data-reason]");
