@@ -292,6 +292,22 @@ def test_an_exported_model_says_what_the_trained_one_says(mix: Path, base: Path,
     assert (ours - first).abs().max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_samples_are_drawn_with_raw_and_averaged_weights_and_do_not_touch_training(
+    mix: Path, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text('# two\na red bus\na sign that says "home"\n')
+    drawn = {"grid_seeds": 2, "grid_every": 1, "sampling_steps": 2, "prompts": str(tmp_path / "prompts.txt")}
+    for name, measure in (("with", drawn), ("without", {})):
+        run.run(small(tmp_path / name, mix, measure=measure, phase=[{"steps": 2, "buckets": "32x32"}]), console())
+    assert same(last(tmp_path / "with"), last(tmp_path / "without"))
+    grids = sorted(path.name for path in (tmp_path / "with" / "grids").glob("*.png"))
+    assert grids == [f"step-0000000{step}-{weights}.png" for step in (1, 2) for weights in ("ema", "raw")]
+    lines = json.loads((tmp_path / "with" / "grids" / "step-00000002-ema.json").read_text())
+    assert [(line["seed"], line["text"]) for line in lines] == [(0, None), (1, None), (0, "home"), (1, "home")]
+    assert json.loads((tmp_path / "with" / "finished.json").read_text())["text_match"] == 0.0
+
+
 def test_losses_go_back_to_the_store(mix: Path, base: Path, finished_store: Path, tmp_path: Path) -> None:
     wanted = small(tmp_path / "run", mix, data={"store": str(finished_store)}, phase=[{"steps": 1, "buckets": BUCKETS}])
     run.run(wanted, console())

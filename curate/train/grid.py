@@ -7,6 +7,7 @@ Every picture has a generator of its own, keyed by prompt and seed, so that a lo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -22,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.errors import UsageError
-from curate.train.checkpoint import write_bytes
+from curate.mix import MixDataset
+from curate.train.checkpoint import State, averaged, write_bytes
 from curate.train.data import Place, Tools
 from curate.train.keyed import generator
 from curate.train.recipe import Recipe
@@ -119,6 +121,21 @@ def draw(
     return [read_back(one) for one in found]
 
 
+def sheets(
+    unet: UNet2DConditionModel, state: State, wanted: Recipe, mix: str, tools: Tools, place: Place
+) -> tuple[list[Sampled], dict[str, float]]:
+    """Write the sheets of a step, with the raw and with the averaged weights; the last of them, and scores."""
+    buckets = MixDataset(mix, decode=False, buckets=wanted.phases[-1].buckets or None).buckets
+    drawn: list[Sampled] = []
+    scores: dict[str, float] = {}
+    for weights in ("raw", "ema") if state.ema else ("raw",):
+        with averaged(state) if weights == "ema" else contextlib.nullcontext():
+            drawn = draw(unet, wanted, tools, place, square(buckets))
+        path = wanted.folder / "grids" / f"step-{state.step:08d}-{weights}"
+        scores = write(drawn, path, wanted.measure.grid_seeds)
+    return drawn, scores
+
+
 def read_back(one: Sampled) -> Sampled:
     """The picture with what OCR reads of the text that its prompt quotes."""
     quoted = QUOTED.search(one.prompt)
@@ -140,7 +157,7 @@ def square(buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return min(buckets, key=lambda size: (abs(math.log(size[0] / size[1])), -size[0]))
 
 
-def write(some: Sequence[Sampled], path: Path, columns: int) -> dict[str, Any]:
+def write(some: Sequence[Sampled], path: Path, columns: int) -> dict[str, float]:
     """Write PATH.png and PATH.json; the means of what was scored."""
     from io import BytesIO
 

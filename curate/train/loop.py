@@ -20,7 +20,7 @@ from rich.console import Console
 
 from curate.errors import CurateError, UsageError
 from curate.mix import MixDataset
-from curate.train import checkpoint, models, recipe, schedule, text
+from curate.train import checkpoint, grid, models, recipe, schedule, text
 from curate.train.checkpoint import State
 from curate.train.data import Batch, PhaseData, Place, Tools, timed
 from curate.train.evaluate import Validation
@@ -122,6 +122,8 @@ def train(
                     log.show(state.step, f"loss {line['loss']:.4f}, {line['images_per_s']:.1f} images/s")
                 if done == phase.steps or (wanted.measure.every and done % wanted.measure.every == 0):
                     check.run(state, unet, log)
+                if writes and wanted.measure.grid_every and done % wanted.measure.grid_every == 0:
+                    log.write("samples", state.step, **grid.sheets(unet, state, wanted, mix, tools, place)[1])
                 if done == phase.steps or done % wanted.checkpoint.every == 0:
                     same_everywhere(params, place)
                     if writes:

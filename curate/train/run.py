@@ -62,8 +62,8 @@ def run_one(wanted: Recipe, place: Place, console: Console) -> None:
     unet, state, tools = loop.train(wanted, mixes, base, place, console)
     with averaged(state):
         losses = measure_all(wanted, mixes[-1], unet, tools, place)
-        if place.rank == 0:
-            leave(wanted, unet, state, tools, base, place, losses, console)
+    if place.rank == 0:
+        leave(wanted, unet, state, tools, base, place, losses, console)
     loop.barrier(place)
 
 
@@ -113,18 +113,18 @@ def leave(
     wanted: Recipe, unet: Any, state: State, tools: Tools, base: Path, place: Place, losses: pa.Table | None,
     console: Console,
 ) -> None:  # fmt: skip
-    """Write what a finished run leaves, with the averaged weights in the UNet."""
+    """Write what a finished run leaves; the averaged weights are exported."""
     folder = wanted.folder
-    if wanted.checkpoint.export and wanted.model.lora_rank:
-        export.export_lora(unet, folder / "lora")
-    elif wanted.checkpoint.export:
-        export.export_model(unet, wanted, base, folder / "model")
+    with averaged(state):
+        if wanted.checkpoint.export and wanted.model.lora_rank:
+            export.export_lora(unet, folder / "lora")
+        elif wanted.checkpoint.export:
+            export.export_model(unet, wanted, base, folder / "model")
     facts: dict[str, Any] = {"steps": state.step, "recipe": recipe.fingerprint(wanted), "base": models.identity(base)}
     if wanted.measure.grid_seeds:
         mix = wanted.phases[-1].mix or wanted.data.mix
-        size = grid.square(MixDataset(mix, decode=False, buckets=wanted.phases[-1].buckets or None).buckets)
-        drawn = grid.draw(unet, wanted, tools, place, size)
-        facts |= grid.write(drawn, folder / "grids" / f"step-{state.step:08d}-ema", wanted.measure.grid_seeds)
+        drawn, scores = grid.sheets(unet, state, wanted, mix, tools, place)
+        facts |= scores
         if wanted.measure.clip:
             from curate.train.scores import score
 
