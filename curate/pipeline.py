@@ -122,6 +122,14 @@ def _faces(recipe: Recipe) -> Worker:
 def _ocr(recipe: Recipe) -> Worker:
     from workers.ocr import RapidOcr
 
+    if recipe.ocr.engine == "paddleocr":
+        from workers.paddle import PaddleOcr
+
+        keys = recipe.ocr
+        return PaddleOcr(
+            python=keys.python, detector=keys.detector, recogniser=keys.recogniser, device=keys.device,
+            min_confidence=keys.min_confidence,
+        )  # fmt: skip
     return RapidOcr(pixels=recipe.ocr.pixels, min_confidence=recipe.ocr.min_confidence)
 
 
@@ -358,6 +366,16 @@ def _faces_facts(recipe: Recipe) -> dict[str, Any]:
 def _ocr_facts(recipe: Recipe) -> dict[str, Any]:
     from workers import ocr, picture
 
+    if recipe.ocr.engine == "paddleocr":
+        from workers import paddle
+
+        return {
+            "version": paddle.VERSION,
+            "decoder": picture.VERSION,
+            "engine": "paddleocr",
+            "revision": paddle.revision(recipe.ocr.detector, recipe.ocr.recogniser),
+            "min_confidence": recipe.ocr.min_confidence,
+        }
     return {
         "version": ocr.VERSION,
         "decoder": picture.VERSION,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -20,6 +20,27 @@ from schemas.columns import OPERATORS, indexed
 from workers.sample import Sample
 
 Worker = Callable[[Sequence[Sample]], list[dict[str, Any]]]
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A worker that can do part of its work (read, decode, scale) while another call has the device."""
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Do so, from any thread; what raises here is left to the call itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One kind of worker process and what each of them takes from the cluster."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    """Fractions share a GPU: 0.25 lets four workers have one."""
+
+
+CPU_ONLY = {"cpu": Pool()}
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ class Operator:
     costly: bool = False
     """Costly operators see only rows that pass every predicate known by then."""
     pool: str = "cpu"
-    """The kind of worker it runs on (curate/engine)."""
+    """The kind of worker it runs on: see `pools` in curate/pipeline.py."""
     batch: int = 16
     """Rows that it is handed at once, at most."""
     wanted: Callable[[Recipe], bool] = lambda recipe: True
@@ -71,6 +92,7 @@ class Plan:
     schema: pa.Schema
     """Type of every column that predicates and operators may read."""
     files: Files
+    pools: Mapping[str, Pool]
 
     def gate(self, operator: int) -> str | None:
         """SQL that must be TRUE for a row to reach `operator`, or None when nothing holds it back."""
@@ -79,7 +101,13 @@ class Plan:
         return policy.gate(self.predicates, operator)
 
 
-def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema, files: Files) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    path: Sequence[Operator],
+    input_schema: pa.Schema,
+    files: Files,
+    pools: Mapping[str, Pool] = CPU_ONLY,
+) -> Plan:
     """Choose, fingerprint and order the operators of `path` that `recipe` asks for and compile its policy.
 
     `input_schema` are the columns of the first operator, `input`, with the input's own. Raises UsageError for a
@@ -107,6 +135,7 @@ def make_plan(recipe: Recipe, path: Sequence[Operator], input_schema: pa.Schema,
         policy.compile_policy(recipe.policy, schema, writer, [i for i, op in enumerate(operators) if op.costly]),
         schema,
         files,
+        pools,
     )
 
 

@@ -107,9 +107,16 @@ class Faces:
 
 @dataclass(frozen=True)
 class Ocr:
-    engine: str = knob("rapidocr", "rapidocr: PP-OCRv6 inside its wheel; none: text is not read", ("rapidocr", "none"))
+    engine: str = knob(
+        "rapidocr", "rapidocr: PP-OCRv6 inside its wheel; paddleocr: PaddleOCR 3.x in a process of its own; none",
+        ("rapidocr", "paddleocr", "none"),
+    )  # fmt: skip
     pixels: int = knob(196_608, "size of the detector's input, px; more finds smaller print, slower", at_least=1024)
     min_confidence: float = knob(0.6, "lines that are read with less are left out, 0..1", at_least=0.0)
+    python: str = knob("", "interpreter of an environment that has paddleocr; empty: this one (paddleocr)")
+    detector: str = knob("", "model folder of PaddleOCR; empty: the models in RapidOCR's wheel (paddleocr)")
+    recogniser: str = knob("", "the same (paddleocr)")
+    device: str = knob("cpu", "cpu, gpu:0, ... (paddleocr)")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from curate.read import InputError, InputSpec, Reader, Shard, ShardIndex, discover, index, preferred_ranges
+from curate.read import InputError, InputSpec, Reader, Shard, discover, index
 from schemas.errors import RowError
 
 
@@ -292,24 +292,6 @@ def test_an_empty_parquet_is_a_shard_without_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())})
     found = index(only(path))
     assert found.table.num_rows == 0
-    assert preferred_ranges(found, 10) == []
-
-
-@pytest.mark.parametrize(
-    ("groups", "rows", "size", "wanted"),
-    [
-        ((0,), 5, 10, [(0, 5)]),
-        ((0,), 20, 10, [(0, 10), (10, 20)]),
-        ((0,), 21, 10, [(0, 7), (7, 14), (14, 21)]),
-        ((0, 4, 8, 12), 14, 10, [(0, 8), (8, 14)]),
-        ((0, 3, 28), 30, 10, [(0, 3), (3, 11), (11, 19), (19, 28), (28, 30)]),
-        ((0, 10, 20), 30, 10, [(0, 10), (10, 20), (20, 30)]),
-    ],
-)
-def test_ranges_are_cut_at_row_groups(
-    groups: tuple[int, ...], rows: int, size: int, wanted: list[tuple[int, int]]
-) -> None:
-    assert preferred_ranges(ShardIndex(pa.table({"x": range(rows)}), "", "", "", groups), size) == wanted
 
 
 # WebDataset

@@ -29,6 +29,10 @@ class Engine(Protocol):
         """Tasks that ended; waits for the first one, at most `timeout_s`. An exception in a worker is raised here."""
         ...
 
+    def workers(self) -> dict[str, tuple[int, int]]:
+        """For each pool how many workers are ready and how many are starting."""
+        ...
+
     def waiting_for(self) -> str:
         """What the oldest task under way is, since when, and what it lacks."""
         ...

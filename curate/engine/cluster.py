@@ -1,28 +1,45 @@
 """Tasks in Ray actors, on this machine or on a cluster.
 
 Ray Core and not Ray Data: Ray Data retries a row that kills its worker for ever and drops the whole block on an
-exception (docs/design.md, decision 4). Actors are never restarted by Ray (`max_restarts=0`) and tasks never retried
-(`max_task_retries=0`): the driver decides. An actor has at most two tasks, so that it never waits for the driver; when
-it dies, the first of them is to blame and the second one is handed to another actor. An actor gets no task before its
-operators have loaded: a model that does not load stops the run before a row is touched, and loading is no row's time.
+exception (docs/design.md, decision 8). Actors are never restarted by Ray (`max_restarts=0`) and tasks never retried
+(`max_task_retries=0`): the driver decides. An actor always has a task in hand beside the one it is on, so that it never
+waits for the driver; when it dies, the first of them is to blame and the others go to another actor. An actor gets no
+task before its operators have loaded: a model that does not load stops the run before a row is touched, and loading is
+no row's time. So an actor that the cluster has no room for is harmless: it waits, and asks an autoscaler for a node.
+
+Pools grow while tasks queue, up to what the recipe and the cluster allow, and shrink when workers idle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.engine.tasks import Death, Outcome, Task, describe
+from curate.engine.tasks import Compute, Death, Outcome, Task, describe
 from curate.engine.worker import Worker
 from curate.errors import CurateError
-from curate.plan import Plan
+from curate.plan import Plan, Pool
 
-TASKS_PER_ACTOR = 2
+QUEUED_PER_ACTOR = 1  # beside those that it works on
+GPU_THREADS = 2  # one has the device while the other one reads, decodes and saves
 OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are references, answers are counts
+LOOK_EVERY_S = 2.0  # how often pools are fitted to their queues and to the cluster
+IDLE_S = 30.0  # a worker beyond engine.min_workers that has nothing to do for so long is ended
+EXCUSES = 3  # a task that was on so many nodes when they died is to blame for it
+STARTS = 3  # workers that may die while they load, one after another, before the run fails
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """How an actor died; `with_node`: not by itself."""
+
+    reason: str
+    with_node: bool
 
 
 @dataclass(eq=False)
@@ -31,7 +48,26 @@ class _Actor:
     ready: Any
     """Reference that resolves when the operators are loaded; None after that."""
     tasks: deque[tuple[Task, Any]] = field(default_factory=deque)
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+    """When its first task began, or when it had nothing more to do."""
+
+
+class _Crew:
+    """The actors of one pool and the tasks that wait for them."""
+
+    def __init__(self, need: Pool, least: int) -> None:
+        self.need = need
+        self.least = least
+        self.most = least
+        self.actors: list[_Actor] = []
+        self.queue: deque[Task] = deque()
+        self.threads = GPU_THREADS if need.gpus else 1
+        self.failed_starts = 0
+
+    @property
+    def room(self) -> int:
+        """Tasks that one actor is handed at once."""
+        return self.threads + QUEUED_PER_ACTOR
 
 
 class Cluster:
@@ -47,105 +83,186 @@ class Cluster:
             _start(ray)
         self.plan_ref = ray.put(plan)
         self.actor: Any = ray.remote(Worker)
-        self.pools: dict[str, list[_Actor]] = {}
-        self.queues: dict[str, deque[Task]] = {}
-        pools = list(dict.fromkeys(stage.pool for stage in plan.stages)) or ["cpu"]
-        resources = self.ray.cluster_resources()
-        cpus, self.gpus = float(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        keys = plan.recipe.engine
-        count = {"gpu": keys.gpu_workers or max(1, self.gpus)} if "gpu" in pools else {}
-        left = max(1, int(cpus) - sum(count.values()))
-        count |= {pool: keys.workers or left for pool in pools if pool != "gpu"}
-        # Fractions where there are fewer CPUs than actors: an actor that can never be placed would wait for ever.
-        self.share = min(1.0, cpus / sum(count.values()))
-        self.gpu_share = min(1.0, self.gpus / count["gpu"]) if "gpu" in count else 0.0
-        for pool in pools:
-            self.queues[pool] = deque()
-            self.pools[pool] = [self._actor(pool) for _ in range(count[pool])]
+        self.excused: Counter[Task] = Counter()
+        self.looked = 0.0
+        names = list(dict.fromkeys(stage.pool for stage in plan.stages)) or ["cpu"]
+        self.pools = {name: _Crew(plan.pools[name], plan.recipe.engine.min_workers) for name in names}
+        self._look()
+        for name in self.pools:  # one of each before more of any
+            self._grow(name, 1)
+        for name, crew in self.pools.items():
+            self._grow(name, crew.most - 1)
 
     def slots(self, pool: str) -> int:
-        return TASKS_PER_ACTOR * len(self.pools[pool])
+        crew = self.pools[pool]
+        return crew.room * crew.most
 
     def submit(self, pool: str, task: Task) -> None:
-        self.queues[pool].append(task)
+        self.pools[pool].queue.append(task)
         self._feed(pool)
 
     def next(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
-        everyone = [actor for actors in self.pools.values() for actor in actors]
-        refs = [ref for actor in everyone for _, ref in actor.tasks]
-        refs += [actor.ready for actor in everyone if actor.ready is not None]
-        if not refs or not self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]:
-            return []
+        if time.monotonic() - self.looked > LOOK_EVERY_S:
+            self._look()
+            for pool in self.pools:
+                self._fit(pool)
+        done = self._done(timeout_s)
         ended: list[tuple[Task, Outcome]] = []
-        for pool, actors in self.pools.items():
-            for i, actor in enumerate(actors):
-                if actor.ready is not None and self._done(actor.ready):
-                    self._result(actor.ready)
-                    actor.ready = None
-                while actor.tasks and self._done(actor.tasks[0][1]):
-                    task, ref = actor.tasks.popleft()
-                    seconds = time.monotonic() - actor.since
-                    actor.since = time.monotonic()
+        for pool, crew in self.pools.items():
+            for actor in list(crew.actors):
+                if actor.ready in done:
+                    if isinstance(gone := self._result(actor.ready), _Gone):
+                        self._lost(pool, actor, gone, ended)
+                        continue
+                    actor.ready, actor.since, crew.failed_starts = None, time.monotonic(), 0
+                for task, ref in [pair for pair in actor.tasks if pair[1] in done]:
                     outcome = self._result(ref)
-                    ended.append((task, Death(outcome, seconds) if isinstance(outcome, str) else outcome))
-                    if isinstance(outcome, str):
-                        self.queues[pool].extendleft(waiting for waiting, _ in reversed(actor.tasks))
-                        actors[i] = self._actor(pool)
+                    if isinstance(outcome, _Gone):
+                        self._lost(pool, actor, outcome, ended)
                         break
+                    actor.tasks.remove((task, ref))
+                    actor.since = time.monotonic()
+                    ended.append((task, outcome))
             self._feed(pool)
         return ended
 
-    def _done(self, ref: Any) -> bool:
-        return bool(self.ray.wait([ref], timeout=0)[0])
-
-    def _result(self, ref: Any) -> Any:
-        """The answer, or (text) how the actor died; an exception in the worker is raised here."""
-        try:
-            return self.ray.get(ref)
-        except self.ray.exceptions.RayTaskError as failure:
-            raise (failure.cause if isinstance(failure.cause, Exception) else failure) from None
-        except self.ray.exceptions.RayActorError as failure:
-            if "creation task" in str(failure):
-                last = str(failure).strip().splitlines()[-1].strip()
-                raise CurateError(f"no worker starts on the Ray cluster: {last}") from failure
-            return _reason(failure)
+    def workers(self) -> dict[str, tuple[int, int]]:
+        counts = {}
+        for pool, crew in self.pools.items():
+            ready = sum(actor.ready is None for actor in crew.actors)
+            counts[pool] = ready, len(crew.actors) - ready
+        return counts
 
     def waiting_for(self) -> str:
-        oldest = min(
-            (a for actors in self.pools.values() for a in actors if a.tasks), key=lambda a: a.since, default=None
-        )
+        everyone = [actor for crew in self.pools.values() for actor in crew.actors]
+        oldest = min((actor for actor in everyone if actor.tasks), key=lambda a: a.since, default=None)
         free = self.ray.available_resources().get("CPU", 0)
         if oldest is None:
-            loading = sum(a.ready is not None for actors in self.pools.values() for a in actors)
+            loading = sum(actor.ready is not None for actor in everyone)
             return f"{loading} workers to start and load; {free:g} CPUs free"
         state = f"{describe(oldest.tasks[0][0])} for {time.monotonic() - oldest.since:.0f} s"
         return f"{state}; {free:g} CPUs free"
 
     def close(self) -> None:
-        for actors in self.pools.values():
-            for actor in actors:
+        for crew in self.pools.values():
+            for actor in crew.actors:
                 self.ray.kill(actor.handle)
         self.pools.clear()
         if self.started_ray:
             self.ray.shutdown()
 
-    def _actor(self, pool: str) -> _Actor:
-        options: dict[str, Any] = {"num_cpus": self.share, "max_restarts": 0, "max_task_retries": 0}
-        if pool == "gpu" and self.gpus:
-            options["num_gpus"] = self.gpu_share
-        handle = self.actor.options(**options).remote(self.plan_ref, isolated=True)
-        return _Actor(handle, handle.load.remote(pool))
+    def _done(self, timeout_s: float) -> set[Any]:
+        """References that have resolved; waits for the first one."""
+        everyone = [actor for crew in self.pools.values() for actor in crew.actors]
+        refs = [ref for actor in everyone for _, ref in actor.tasks]
+        refs += [actor.ready for actor in everyone if actor.ready is not None]
+        if not refs or not self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]:
+            return set()
+        return set(self.ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+
+    def _result(self, ref: Any) -> Any:
+        """The answer, or how the actor died; an exception in the worker is raised here."""
+        errors = self.ray.exceptions
+        try:
+            return self.ray.get(ref)
+        except errors.RayTaskError as failure:
+            raise (failure.cause if isinstance(failure.cause, Exception) else failure) from None
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as failure:
+            if "creation task" in str(failure):
+                last = str(failure).strip().splitlines()[-1].strip()
+                raise CurateError(f"no worker starts on the Ray cluster: {last}") from failure
+            unreachable = isinstance(failure, (errors.ActorUnavailableError, errors.NodeDiedError))
+            return _Gone(_reason(failure), unreachable or "node has died" in str(failure))
+
+    def _lost(self, pool: str, actor: _Actor, gone: _Gone, ended: list[tuple[Task, Outcome]]) -> None:
+        """An actor died: blame its first task, unless its node died with it, and hand the others on."""
+        crew = self.pools[pool]
+        crew.actors.remove(actor)
+        crew.failed_starts += actor.ready is not None and not gone.with_node
+        if crew.failed_starts >= STARTS:
+            raise CurateError(f"workers of pool {pool} die while they load: {gone.reason}")
+        with contextlib.suppress(Exception):
+            self.ray.kill(actor.handle)  # it may only be out of reach, and must not go on
+        tasks = [task for task, _ in actor.tasks]
+        if tasks:
+            first = tasks[0]
+            self.excused[first] += gone.with_node
+            if not gone.with_node or self.excused[first] >= EXCUSES:
+                ended.append((tasks.pop(0), Death(gone.reason, time.monotonic() - actor.since)))
+        crew.queue.extendleft(reversed(tasks))
+        if len(crew.actors) < crew.most:
+            self._grow(pool, 1)
+
+    def _look(self) -> None:
+        """How large each pool may be on the cluster as it is now: nodes come and go."""
+        self.looked = time.monotonic()
+        keys, total = self.plan.recipe.engine, self.ray.cluster_resources()
+        self.cpus, self.gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
+        for crew in self.pools.values():
+            if crew.need.gpus:
+                crew.most = keys.gpu_workers or max(1, int(self.gpus / crew.need.gpus))
+        taken = sum(crew.most * crew.need.cpus for crew in self.pools.values() if crew.need.gpus)
+        for crew in self.pools.values():
+            if not crew.need.gpus:
+                crew.most = keys.workers or max(1, int((self.cpus - taken) / crew.need.cpus))
+        wanted = [(crew.most if self.started_ray else 1, crew.need) for crew in self.pools.values()]
+        # Fractions where there are fewer CPUs or GPUs than workers: one that can never be placed would wait for ever.
+        self.cpu_scale = _scale(self.cpus, sum(count * need.cpus for count, need in wanted))
+        self.gpu_scale = _scale(self.gpus, sum(count * need.gpus for count, need in wanted))
+
+    def _fit(self, pool: str) -> None:
+        """Start workers while tasks queue, end workers that idle."""
+        crew = self.pools[pool]
+        starting = sum(actor.ready is not None for actor in crew.actors)
+        wanted = -(-len(crew.queue) // crew.room) - starting
+        self._grow(pool, min(wanted, crew.most - len(crew.actors)))
+        if crew.queue:
+            return
+        late = time.monotonic() - IDLE_S
+        idle = [actor for actor in crew.actors if not actor.tasks and actor.since < late]
+        for actor in idle[: max(len(crew.actors) - crew.least, 0)]:
+            crew.actors.remove(actor)
+            self.ray.kill(actor.handle)
+
+    def _grow(self, pool: str, count: int) -> None:
+        crew = self.pools[pool]
+        for _ in range(count):
+            options: dict[str, Any] = {
+                "num_cpus": crew.need.cpus * self.cpu_scale,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "max_concurrency": crew.threads,
+            }
+            # A recipe that names GPU workers waits for nodes that an autoscaler will add; on this machine none come.
+            if crew.need.gpus and (self.gpus or (self.plan.recipe.engine.gpu_workers and not self.started_ray)):
+                options["num_gpus"] = crew.need.gpus * self.gpu_scale
+            handle = self.actor.options(**options).remote(self.plan_ref, isolated=True)
+            crew.actors.append(_Actor(handle, handle.load.remote(pool)))
 
     def _feed(self, pool: str) -> None:
-        queue, actors = self.queues[pool], [actor for actor in self.pools[pool] if actor.ready is None]
-        while queue and actors:
-            actor = min(actors, key=lambda a: len(a.tasks))
-            if len(actor.tasks) >= TASKS_PER_ACTOR:
+        crew = self.pools[pool]
+        ready = [actor for actor in crew.actors if actor.ready is None]
+        while crew.queue and ready:
+            actor = min(ready, key=lambda a: len(a.tasks))
+            if len(actor.tasks) >= crew.room:
                 return
-            task = queue.popleft()
+            # A row that may kill its worker has it for itself, or a neighbour could be blamed in its place.
+            alone = _suspect(crew.queue[0]) or any(_suspect(task) for task, _ in actor.tasks)
+            if alone and actor.tasks:
+                ready.remove(actor)
+                continue
+            task = crew.queue.popleft()
             if not actor.tasks:
                 actor.since = time.monotonic()
             actor.tasks.append((task, actor.handle.run.remote(task)))
+
+
+def _suspect(task: Task) -> bool:
+    return isinstance(task, Compute) and task.stepwise
+
+
+def _scale(have: float, wanted: float) -> float:
+    return min(1.0, have / wanted) if have and wanted else 1.0
 
 
 def _start(ray: Any) -> None:

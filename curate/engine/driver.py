@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from curate.engine import Engine
 from curate.engine.tasks import Answer, Blame, Compute, Death, Index, Outcome, Publish, Survey, Tally, Task
 from curate.errors import CurateError
+from curate.log import log
 from curate.plan import Plan
 from curate.read import Shard
 
@@ -35,6 +36,14 @@ class Progress:
     shard_errors: dict[str, tuple[str, str]] = field(default_factory=dict)
     waiting_for: str = ""
     interrupted: bool = False
+    queued: dict[str, int] = field(default_factory=dict)
+    """Tasks that wait for a worker, by pool."""
+    running: dict[str, int] = field(default_factory=dict)
+    """Tasks that were handed to the engine, by pool."""
+    workers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Workers that are ready and that are starting, by pool."""
+    parts_not_indexed: int = 0
+    """Parts that this run has published and the index does not hold yet."""
 
 
 class _Job:
@@ -145,6 +154,9 @@ def drive(
         if ended:
             heard = time.monotonic()
         progress.waiting_for = engine.waiting_for() if time.monotonic() - heard > 5 else ""
+        progress.queued = {pool: len(tasks) for pool, tasks in ready.items()}
+        progress.running = dict(under_way)
+        progress.workers = engine.workers()
         for task, outcome in ended:
             under_way[_pool(plan, task)] -= 1
             if job := jobs.get(task.shard.id):  # none: a last range of a shard that failed meanwhile
@@ -159,10 +171,15 @@ def _settle(job: _Job, task: Task, outcome: Outcome, progress: Progress) -> list
     job.open -= 1
     if isinstance(outcome, Death):
         progress.crashes += 1
+        log.warning("worker died: %s", outcome.reason, extra={"fields": _fields(job, task)})
         then = job.died(task, outcome)
     else:
         if outcome.tally:
             progress.tally.add(outcome.tally)
+            progress.parts_not_indexed += outcome.tally.commits["part"]
+            if outcome.tally.cells:
+                fields = _fields(job, task) | {"cells": dict(outcome.tally.cells)}
+                log.debug("range done", extra={"fields": fields})
         then = job.answered(task, outcome)
         if isinstance(task, Index) and not job.failed:
             progress.rows_known += job.rows
@@ -170,9 +187,30 @@ def _settle(job: _Job, task: Task, outcome: Outcome, progress: Progress) -> list
         progress.shards_done += 1
         if job.failed:
             progress.shard_errors[job.shard.id] = job.failed
+            log.error(
+                "shard failed: %s", job.failed[1], extra={"fields": {"shard": job.shard.id, "error": job.failed[0]}}
+            )
         else:
             progress.rows_done += job.rows
+            log.info("shard done", extra={"fields": {"shard": job.shard.id, "rows": job.rows}})
+    for blamed in then:
+        if isinstance(blamed, Blame):
+            fields = _fields(job, blamed) | {"error": blamed.error}
+            log.error("row at fault: %s", blamed.message, extra={"fields": fields})
     return then
+
+
+def _fields(job: _Job, task: Task) -> dict[str, object]:
+    """What a log line says of a task."""
+    fields: dict[str, object] = {"shard": task.shard.id, "task": type(task).__name__.lower()}
+    if not isinstance(task, Index):
+        stage = job.plan.stages[task.stage]
+        fields["steps"] = [operator.name for operator in job.plan.operators[stage.first : stage.stop]]
+    if isinstance(task, Compute):
+        fields["rows"] = [task.rows[0], task.rows[-1]]
+    if isinstance(task, Blame):
+        fields["row"] = task.row
+    return fields
 
 
 def _queue(plan: Plan, ready: dict[str, deque[Task]], job: _Job, tasks: list[Task]) -> None:

@@ -33,6 +33,9 @@ class Inline:
         task = self.queue.popleft()
         return [(task, self.worker.run(task))]
 
+    def workers(self) -> dict[str, tuple[int, int]]:
+        return {"inline": (1, 0)}
+
     def waiting_for(self) -> str:
         return describe(self.queue[0]) if self.queue else "nothing"
 

@@ -70,6 +70,13 @@ class Tally:
     cells: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     errors: Counter[str] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Cells that failed, by operator and error."""
+    commits: Counter[str] = field(default_factory=Counter)
+    """Files written, by kind: `range` (staged) or `part` (published)."""
+    commit_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    gpu_bytes: int = 0
+    """The most GPU memory that one worker has held."""
 
     def add(self, other: Tally) -> None:
         """Add another tally to this one."""
@@ -77,6 +84,16 @@ class Tally:
         for name, spent in other.seconds.items():
             self.seconds[name] += spent
         self.errors.update(other.errors)
+        self.failures.update(other.failures)
+        self.commits.update(other.commits)
+        for kind, spent in other.commit_seconds.items():
+            self.commit_seconds[kind] += spent
+        self.gpu_bytes = max(self.gpu_bytes, other.gpu_bytes)
+
+    def committed(self, kind: str, seconds: float) -> None:
+        """Note that one file was written."""
+        self.commits[kind] += 1
+        self.commit_seconds[kind] += seconds
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Answer:
     staged: bool = False
     """Survey: earlier runs left finished ranges that only have to be published."""
     tally: Tally | None = None
-    """Compute: what was computed."""
+    """Compute, Blame, Publish: what was computed and written."""
     shard_error: tuple[str, str] | None = None
     """The whole shard failed: code and message."""
 

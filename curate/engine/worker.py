@@ -2,19 +2,26 @@
 
 An exception of an operator is caught at the row: the batch is split until the row at fault stands alone, and that row
 gets the error. What no `except` can catch (a segmentation fault, a hang) ends the process; the driver splits the range.
+
+A worker on a GPU is given two tasks at once, each in a thread: one reads, decodes and saves while the other one has the
+device. Operators run under one lock, so that they need not care.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import json
+import resource
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -24,7 +31,7 @@ from curate import read
 from curate.engine.cells import Cells, passing, read_staged, staged_cells, staged_schema, staging_folder
 from curate.engine.tasks import Answer, Blame, Compute, Index, Publish, Survey, Tally, Task
 from curate.errors import CurateError
-from curate.plan import Operator, Plan, Stage
+from curate.plan import Operator, Plan, Prepares, Stage
 from curate.plan import Worker as Callable
 from curate.store.parts import DamagedError, encode, parts_of, publish, read_table
 from schemas.columns import OPERATORS, ROW
@@ -35,17 +42,25 @@ from workers.sample import Sample
 BATCH_PIXELS = 48_000_000  # of decoded pictures held at once: 48 Mpx are 144 MB of RGB
 
 
+class _Hands(threading.local):
+    """What each thread of a worker holds for itself: the cells and the reader of its shard, and a DuckDB."""
+
+    def __init__(self) -> None:
+        self.cells: Cells | None = None
+        self.reader: tuple[read.Shard, read.Reader] | None = None
+        self.db = duckdb.connect(config={"threads": 1})
+
+
 class Worker:
-    """Runs tasks one after another; operators load on first use and stay. `isolated`: this process may be lost."""
+    """Runs tasks; operators load on first use and stay. `isolated`: this process may be lost."""
 
     def __init__(self, plan: Plan, *, isolated: bool) -> None:
         self.plan = plan
         self.isolated = isolated
         self.limits = Limits(max_megapixels=plan.recipe.decode.max_megapixels)
         self.loaded: dict[int, Callable] = {}
-        self.db = duckdb.connect(config={"threads": 1})
-        self.cells: Cells | None = None
-        self.reader: tuple[read.Shard, read.Reader] | None = None
+        self.device = threading.Lock()
+        self.hands = _Hands()
 
     def load(self, pool: str) -> None:
         """Load all operators of a pool now, so that a missing weight stops the run before it starts."""
@@ -53,6 +68,8 @@ class Worker:
             if stage.pool == pool:
                 for i in range(stage.first, stage.stop):
                     self._load(i)
+        if self.isolated and not self.plan.pools[pool].gpus:
+            _limit_memory(self.plan.recipe.engine.worker_memory_gb)
 
     def run(self, task: Task) -> Answer:
         """Do one task. Failures of rows and shards are answers; an exception means that the run cannot go on."""
@@ -104,17 +121,19 @@ class Worker:
             "shard_caption_column": index.caption_column,
         }
         part = pa.table(columns).replace_schema_metadata(metadata)
-        publish(plan.files, version, shard.id, part)
-        return Answer(rows=count)
+        tally, started = Tally(), time.perf_counter()
+        if publish(plan.files, version, shard.id, part):
+            tally.committed("part", time.perf_counter() - started)
+        return Answer(rows=count, tally=tally)
 
     def survey(self, task: Survey) -> Answer:
         """Rows on which the stage is pending, cut into ranges that do not share a row group where possible."""
-        self.cells = None
+        self.hands.cells = None
         cells = self._open(task)
         pending = cells.pending(self.plan.stages[task.stage])
         stage = self.plan.stages[task.stage]
         widest = max(operator.batch for operator in self.plan.operators[stage.first : stage.stop])
-        size = max(self.plan.recipe.engine.range_rows, widest if stage.pool == "gpu" else 1)
+        size = max(self.plan.recipe.engine.range_rows, widest if self.plan.pools[stage.pool].gpus else 1)
         groups = json.loads((cells.input.schema.metadata or {}).get(b"shard_groups", b"[0]"))
         ranges = cut(pending, groups, size)
         return Answer(rows=cells.input.num_rows, ranges=tuple(ranges), staged=task.stage in cells.staged)
@@ -122,7 +141,7 @@ class Worker:
     def compute(self, task: Compute) -> Answer:
         """Run the pending operators of the stage on the task's rows and stage what they say."""
         if task.stepwise:
-            self.cells = None  # an earlier try may have staged some operators of the row
+            self.hands.cells = None  # an earlier try may have staged some operators of the row
         cells = self._open(task)
         stage = self.plan.stages[task.stage]
         locators = cells.input.select([n for n in cells.input.column_names if n.startswith("_")])
@@ -133,11 +152,12 @@ class Worker:
             self._run_batch(stage, known[start : start + batch], locators, found, task)
         if found.cells and not task.stepwise:
             self._stage(stage, task.shard.id, found)
+        found.tally.gpu_bytes = _gpu_bytes()
         return Answer(tally=found.tally)
 
     def blame(self, task: Blame) -> Answer:
         """Give the row its error, in the first operator that has not answered for it."""
-        self.cells = None
+        self.hands.cells = None
         cells = self._open(task)
         stage = self.plan.stages[task.stage]
         done = cells.rows([task.row])[0]["done"]
@@ -145,36 +165,39 @@ class Worker:
         found = Found(self.plan, stage)
         found.fail(guilty, task.row, RowError(task.error, task.message))
         self._stage(stage, task.shard.id, found)
-        self.cells = None
+        self.hands.cells = None
         return Answer(tally=found.tally)
 
     def publish(self, task: Publish) -> Answer:
         """Write the staged cells of every operator of the stage as parts, then clear the staging folder."""
         plan, shard = self.plan, task.shard.id
         stage = plan.stages[task.stage]
-        self.cells = None
+        self.hands.cells = None
         try:
             staged = read_staged(plan, stage, shard)
         except FileNotFoundError:
             return Answer()  # another driver published the same ranges and cleared them; the next survey sees its parts
+        tally = Tally()
         if staged is not None:
             for i in range(stage.first, stage.stop):
                 cells = staged_cells(staged, plan.operators[i].name)
                 if cells.num_rows:
+                    started = time.perf_counter()
                     names = pa.array([shard] * cells.num_rows, pa.string())
-                    publish(plan.files, plan.versions[i], shard, cells.add_column(0, ROW[0].name, names))
+                    if publish(plan.files, plan.versions[i], shard, cells.add_column(0, ROW[0].name, names)):
+                        tally.committed("part", time.perf_counter() - started)
             plan.files.delete(staging_folder(stage, shard))
-        return Answer()
+        return Answer(tally=tally)
 
     def _open(self, task: Survey | Compute | Blame) -> Cells:
-        if self.cells is None or self.cells.shard != task.shard:
-            self.cells = Cells(self.plan, task.shard)
-        return self.cells
+        if self.hands.cells is None or self.hands.cells.shard != task.shard:
+            self.hands.cells = Cells(self.plan, task.shard)
+        return self.hands.cells
 
     def _read(self, task: Compute, rows: list[int], locators: pa.Table) -> list[bytes | RowError]:
-        if self.reader is None or self.reader[0] != task.shard:
-            self.reader = task.shard, read.Reader(task.shard)
-        return self.reader[1].read(rows, locators.take(pa.array(rows, pa.int64())))
+        if self.hands.reader is None or self.hands.reader[0] != task.shard:
+            self.hands.reader = task.shard, read.Reader(task.shard)
+        return self.hands.reader[1].read(rows, locators.take(pa.array(rows, pa.int64())))
 
     def _run_batch(
         self, stage: Stage, known: list[dict[str, Any]], locators: pa.Table, found: Found, task: Compute
@@ -191,11 +214,13 @@ class Worker:
                 todo = self._pending(i, group)
                 if not todo:
                     continue
-                started = time.perf_counter()
                 size = plan.operators[i].batch
                 for at in range(0, len(todo), size):
-                    self._run(i, todo[at : at + size], found)
-                found.tally.seconds[plan.operators[i].name] += time.perf_counter() - started
+                    self._ahead(i, todo[at : at + size])
+                    with self.device:
+                        started = time.perf_counter()
+                        self._run(i, todo[at : at + size], found)
+                        found.tally.seconds[plan.operators[i].name] += time.perf_counter() - started
                 if task.stepwise:
                     self._stage(stage, task.shard.id, found)
             for sample in group:
@@ -208,9 +233,16 @@ class Worker:
             todo = [s for s in todo if not s.values["failed"]]
             gate = self.plan.gate(i)
             if gate and todo:
-                passed = passing(self.db, self.plan, gate, [s.values for s in todo])
+                passed = passing(self.hands.db, self.plan, gate, [s.values for s in todo])
                 todo = [s for s, passes in zip(todo, passed, strict=True) if passes]
         return todo
+
+    def _ahead(self, i: int, samples: list[Sample]) -> None:
+        """Let an operator that can do so decode before its turn at the device; what fails here fails again there."""
+        worker = self.loaded.get(i)
+        if isinstance(worker, Prepares):
+            with contextlib.suppress(Exception):
+                worker.prepare(samples)
 
     def _run(self, i: int, samples: list[Sample], found: Found) -> None:
         """Run one operator on a batch; on an exception halve the batch until the row at fault stands alone."""
@@ -273,7 +305,9 @@ class Worker:
         data = encode(table)
         rows = table["row"]
         name = f"{rows[0].as_py():012d}-{rows[-1].as_py():012d}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+        started = time.perf_counter()
         self.plan.files.create(f"{staging_folder(stage, shard)}/{name}", data)
+        found.tally.committed("range", time.perf_counter() - started)
 
 
 class ContractError(CurateError):
@@ -300,6 +334,7 @@ class Found:
             cell[f"{name}.error"] = failure.code
             cell[f"{name}.message"] = failure.message
             self.tally.errors[failure.code] += 1
+            self.tally.failures[name, failure.code] += 1
 
     def fail(self, i: int, row: int, failure: RowError) -> None:
         """Note that operator `i` failed on `row`, with what it could still measure."""
@@ -370,6 +405,25 @@ def _as_row_error(why: Exception) -> RowError:
         return RowError("out_of_memory", f"{type(why).__name__}: {why}")
     at = traceback.extract_tb(why.__traceback__)[-1]
     return RowError("operator_failed", f"{type(why).__name__}: {why} (at {at.name}, line {at.lineno})")
+
+
+def _limit_memory(gigabytes: float) -> None:
+    """Let this process have so much more address space and no more: what would eat the node raises MemoryError.
+
+    On top of what is mapped now, since Ray's workers map its object store and much that they never touch.
+    """
+    if gigabytes:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        limit = pages * resource.getpagesize() + int(gigabytes * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _gpu_bytes() -> int:
+    """The most GPU memory that PyTorch has held in this process; 0 where it is not in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_reserved())
 
 
 def _ring(signum: int, frame: Any) -> None:

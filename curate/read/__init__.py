@@ -10,7 +10,6 @@ docs/input.md describes the formats. Nothing here decodes a picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Protocol
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from curate.read.discover import discover
 from curate.read.shards import InputError, InputSpec, Shard, ShardIndex
 from schemas.errors import RowError
 
-__all__ = ["InputError", "InputSpec", "Reader", "Shard", "ShardIndex", "discover", "index", "preferred_ranges"]
+__all__ = ["InputError", "InputSpec", "Reader", "Shard", "ShardIndex", "discover", "index"]
 
 INDEX = {"parquet": parquet.index, "webdataset": webdataset.index, "folder": folder.index}
 
@@ -63,25 +62,3 @@ class Reader:
         good = [at for at, error in enumerate(errors) if not error]
         data = iter(self.source.read([rows[at] for at in good], locators.take(good)) if good else [])
         return [RowError(e, m) if e else next(data) for e, m in zip(errors, messages, strict=True)]
-
-
-def preferred_ranges(index: ShardIndex, size: int) -> list[tuple[int, int]]:
-    """Row ranges [first, end) of at most `size` rows that are cut at row groups where these are no larger than that.
-
-    A larger row group is cut into equal parts; several smaller ones share a range.
-    """
-    ends = [*index.groups[1:], index.table.num_rows]
-    ranges: list[tuple[int, int]] = []
-    open_from = 0
-    for first, end in zip(index.groups, ends, strict=True):
-        if end - open_from > size and open_from < first:
-            ranges.append((open_from, first))
-            open_from = first
-        if end - first > size:
-            parts = -(-(end - first) // size)
-            cuts = [first + (end - first) * part // parts for part in range(parts + 1)]
-            ranges += pairwise(cuts)
-            open_from = end
-    if open_from < ends[-1]:
-        ranges.append((open_from, ends[-1]))
-    return ranges

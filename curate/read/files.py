@@ -7,15 +7,18 @@ Object keys are taken as they are written (no percent decoding), as the AWS and 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import posixpath
+import random
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -32,6 +35,7 @@ NATIVE = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 NOT_INPUT = {"_temporary", "_delta_log", "__MACOSX"}
 # One S3 request takes some 30 ms whatever its size; 16 at once keep a worker's core busy.
 REMOTE_REQUESTS = 16
+READ_TRIES = 8
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -104,9 +108,11 @@ def connect(scheme: str, bucket: str, query: str, endpoint: str) -> fs.FileSyste
 
     pyarrow 26 reads the credentials and the region from the environment but not AWS_ENDPOINT_URL.
     """
+    # Jittered and capped by the AWS client; it tries throttling, 5xx and lost connections again.
+    patience = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=10), "request_timeout": 60}
     if scheme == "s3" and endpoint and not query:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region)
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region, **patience)
     if scheme in NATIVE:
         return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
     import fsspec
@@ -147,9 +153,71 @@ def read(place: Place, offset: int = 0, size: int | None = None) -> bytes:
         with Path(place.path).open("rb") as file:
             file.seek(offset)
             return file.read(-1 if size is None else size)
-    with place.fs.open_input_file(place.path) as file:
-        size = file.size() - offset if size is None else size
-        return bytes(file.read_at(size, offset))
+    with RemoteFile(place) as file:
+        file.seek(offset)
+        return file.read(-1 if size is None else size)
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of an object store whose reads are tried again.
+
+    The store's client tries requests again but no answer that breaks off in the middle. Nor does pyarrow 26 any error
+    whose text is longer than what was asked for: it ends as "Failed to flush response stream".
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.position = 0
+        self.file = patiently(lambda: place.fs.open_input_file(place.path))
+        self.length = int(patiently(self.file.size))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        return self.position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most `size` bytes from where the file stands; fewer at its end only."""
+        left = max(self.length - self.position, 0)
+        size = left if size is None or size < 0 else min(size, left)
+        data = bytes(patiently(lambda: self.file.read_at(size, self.position))) if size else b""
+        self.position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
+def patiently(request: Callable[[], R]) -> R:
+    """The answer of a request that is tried READ_TRIES times, with pauses drawn between nothing and a doubling cap."""
+    for tried in range(1, READ_TRIES + 1):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if tried == READ_TRIES:
+                raise
+        time.sleep(random.uniform(0, min(10.0, 0.1 * 2**tried)))
+    raise AssertionError("READ_TRIES is 0")
 
 
 def each(place: Place, what: Callable[[T], R], items: Sequence[T]) -> list[R]:

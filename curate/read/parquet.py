@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.errors import nearest
-from curate.read.files import Place, each, locate, picture, read, reason, reference
+from curate.read.files import Place, RemoteFile, each, locate, picture, read, reason, reference
 from curate.read.shards import (
     CAPTION_NAMES,
     IMAGE_NAMES,
@@ -118,7 +118,7 @@ def open_file(place: Place) -> pq.ParquetFile:
     (snappy; 1.3 instead of 0.6 GB uncompressed), for 1.5 instead of 1.3 GB/s, and a file that becomes shorter would
     kill the worker.
     """
-    source = place.path if place.local else place.fs.open_input_file(place.path)
+    source = place.path if place.local else RemoteFile(place)
     return pq.ParquetFile(source, buffer_size=WINDOW_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 
 from curate.read import sidecars
-from curate.read.files import Place, each, locate, read, reason
+from curate.read.files import Place, RemoteFile, each, locate, read, reason
 from curate.read.shards import PICTURE_SUFFIXES, TEXT_SUFFIXES, InputError, Shard, ShardIndex, assemble
 from schemas.columns import TEXT
 from schemas.errors import RowError
@@ -72,7 +72,7 @@ def open_archive(place: Place) -> BinaryIO:
     """The archive as a seekable file that reads ahead."""
     if place.local:
         return Path(place.path).open("rb")
-    return io.BufferedReader(place.fs.open_input_file(place.path), WINDOW_BYTES)
+    return io.BufferedReader(RemoteFile(place), WINDOW_BYTES)
 
 
 def refuse_packed(head: bytes, name: str) -> None:

@@ -1,0 +1,140 @@
+"""A job submitted to a real cluster of three nodes, with a token, over S3; one node is killed meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, part_hashes
+from s3_server import KEYS, client, free_port, objects, s3_server
+
+from curate.recipe import Recipe, to_toml
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Site:
+    """The cluster and the object store that it works on."""
+
+    s3: str
+    dashboard: str
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def ask(self, what: str) -> dict[str, object]:
+        """Have the cluster `kill` or `add` a node."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def submit(self, name: str, recipe: Path, *more: str) -> subprocess.Popen[str]:
+        """`ray job submit`, as the README has it."""
+        command = [BIN / "ray", "job", "submit", "--address", self.dashboard, "--submission-id", name]
+        entry = ["--working-dir", ROOT, "--", sys.executable, "-m", "curate.pipeline", recipe, *more]
+        return subprocess.Popen(
+            [*command, *entry], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
+        )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Three nodes with one CPU each."""
+    port = free_port()
+    with s3_server() as s3:
+        environment = {
+            **os.environ, **KEYS, "AWS_ENDPOINT_URL": s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "01234567" * 8,
+            "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONWARNINGS": "ignore",
+        }  # fmt: skip
+        for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
+            environment.pop(name, None)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "three_nodes.py", str(port)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        assert process.stdin and process.stdout
+        try:
+            for line in process.stdout:
+                if line.startswith('{"address"'):
+                    break
+            assert process.poll() is None, "the cluster does not start"
+            yield Site(s3, f"http://127.0.0.1:{port}", environment, process)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def test_a_submitted_job_outlives_a_node_and_a_second_one_finds_all_done(
+    site: Site, finished_store: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    for shard in Path(recipe.input.uri).glob("*.parquet"):
+        client(site.s3).put_object(Bucket="bucket", Key=f"in/{shard.name}", Body=shard.read_bytes())
+    remote = dataclasses.replace(
+        recipe,
+        input=dataclasses.replace(recipe.input, uri="s3://bucket/in"),
+        store=dataclasses.replace(recipe.store, uri="s3://bucket/store"),
+        engine=dataclasses.replace(recipe.engine, kind="ray", range_rows=1),
+    )
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(remote), "utf-8")
+
+    job = site.submit("first", where, "--set", "run.log=json")
+    deadline = time.monotonic() + 240
+    while job.poll() is None and len(objects(site.s3, "store/staging/")) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert site.ask("kill") == {"nodes": 2}
+    assert site.ask("add") == {"nodes": 3}
+    said, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, said
+    events = [json.loads(line) for line in said.splitlines() if line.startswith('{"time"')]
+    assert {event["shard"] for event in events if event["event"] == "shard done"} == {
+        "train-00000", "train-00001", "train-00002",
+    }  # fmt: skip
+    parts = {path: data for path, data in objects(site.s3, "store/parts/").items() if path.endswith(".parquet")}
+    hashes = {f"parts/{path}": hashlib.sha256(data).hexdigest() for path, data in parts.items()}
+    assert hashes == part_hashes(finished_store)
+
+    again = site.submit("second", where)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    assert "Everything was already done." in said
+
+
+def test_a_bad_recipe_fails_the_job_with_one_line_in_its_log(site: Site, recipe: Recipe, tmp_path: Path) -> None:
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(recipe), "utf-8")
+    job = site.submit("bad", where, "--set", "policy.sharp=sharpnes > 4")
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 1
+    logs = subprocess.run(
+        [BIN / "ray", "job", "logs", "--address", site.dashboard, "bad"],
+        capture_output=True, text=True, env=site.environment,
+    )  # fmt: skip
+    assert "sharpness" in logs.stdout
+    assert "Traceback" not in logs.stdout
+    assert "exit code 2" in said
+
+
+def test_without_the_token_nobody_submits(site: Site) -> None:
+    environment = {name: value for name, value in site.environment.items() if not name.startswith("RAY_AUTH")}
+    environment["RAY_AUTH_MODE"] = "disabled"
+    job = subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", site.dashboard, "--", "true"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert job.returncode != 0
+    assert "token" in (job.stdout + job.stderr).lower()

@@ -1,0 +1,134 @@
+"""A store on S3 that answers badly: nothing is lost, nothing comes twice, and the parts are those of a calm day."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import part_hashes
+from s3_server import KEYS, client, faulty, objects, s3_server
+
+from curate import pipeline
+from curate.errors import StoreError
+from curate.progress import Display
+from curate.recipe import Recipe
+from curate.store import Store
+from curate.store import files as stores
+from curate.store.files import open_files
+from curate.store.verify import verify
+
+FAULTS = ("error500", "cut", "slow_down", "late", "conflict", "lost_answer")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """One S3 server for this file."""
+    with s3_server() as address:
+        yield address
+
+
+@contextmanager
+def at(address: str, **more: str) -> Iterator[None]:
+    """The environment in which clients find the server."""
+    wanted = {**KEYS, "AWS_ENDPOINT_URL": address, **more}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_put_that_fails_in_any_way_happens_once(server: str, fault: str) -> None:
+    hit = iter([fault, fault])
+
+    def choose(number: int, method: str, path: str) -> str | None:
+        return next(hit, None) if method == "PUT" else None
+
+    with faulty(server, choose) as (address, given), at(address):
+        files = open_files(f"s3://bucket/{fault}")
+        data = os.urandom(200_000)
+        assert files.create("parts/one", data) is True
+        assert given[fault] == (1 if fault == "late" else 2)
+        assert files.create("parts/one", b"another") is False
+        assert files.read("parts/one") == data
+        assert list(files.list("parts")) == ["parts/one"]
+        files.delete("parts/one")
+        assert not files.exists("parts/one")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "POST"])
+def test_reads_and_deletes_are_tried_again(server: str, method: str) -> None:
+    hit = iter(FAULTS[:4])
+
+    def choose(number: int, asked: str, path: str) -> str | None:
+        return next(hit, None) if asked == method else None
+
+    client(server).put_object(Bucket="bucket", Key=f"again{method}/x", Body=b"data")
+    with faulty(server, choose) as (address, _), at(address):
+        files = open_files(f"s3://bucket/again{method}")
+        assert files.exists("x")
+        assert files.read("x") == b"data"
+        files.delete("x")
+        assert not files.exists("x")
+
+
+def test_a_server_that_never_answers_well_is_one_clear_line(server: str) -> None:
+    tries, cap = stores.TRIES, stores.LONGEST_PAUSE_S
+    with (
+        faulty(server, lambda _, method, path: "conflict" if method == "PUT" else None) as (address, given),
+        at(address),
+    ):
+        stores.TRIES, stores.LONGEST_PAUSE_S = 3, 0.01
+        try:
+            with pytest.raises(
+                StoreError, match=r"s3://bucket/x/y: the store did not answer in 3 tries: .*run the same"
+            ):
+                open_files("s3://bucket/x").create("y", b"1")
+        finally:
+            stores.TRIES, stores.LONGEST_PAUSE_S = tries, cap
+        assert given["conflict"] == 3
+
+
+def test_a_run_over_a_bad_connection_writes_the_same_parts(
+    server: str, finished_store: Path, recipe: Recipe, quiet: Callable[[], Display]
+) -> None:
+    for shard in Path(recipe.input.uri).glob("*.parquet"):
+        client(server).put_object(Bucket="bucket", Key=f"in/{shard.name}", Body=shard.read_bytes())
+
+    puts, rest = itertools.count(), itertools.count()
+
+    def choose(number: int, method: str, path: str) -> str | None:
+        """Every fourth put and every eleventh other request fails, in all ways in turn."""
+        if method == "PUT":
+            at = next(puts)
+            return FAULTS[at // 4 % len(FAULTS)] if at % 4 == 3 else None
+        at = next(rest)
+        return FAULTS[at // 11 % 4] if at % 11 == 3 else None
+
+    remote = dataclasses.replace(
+        recipe,
+        input=dataclasses.replace(recipe.input, uri="s3://bucket/in"),
+        store=dataclasses.replace(recipe.store, uri="s3://bucket/bad"),
+    )
+    with faulty(server, choose) as (address, given), at(address, XDG_CACHE_HOME=str(finished_store.parent / "cache")):
+        assert pipeline.run(remote, display=quiet()) == 0
+        store = Store("s3://bucket/bad")
+        assert verify(store) == []
+        assert store.counts() == Store(finished_store).counts()
+        store.close()
+    assert min(given[fault] for fault in FAULTS) >= 2, given
+    parts = {path: data for path, data in objects(server, "bad/").items() if path.startswith("parts/")}
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in parts.items() if path.endswith(".parquet")}
+    assert hashes == part_hashes(finished_store)

@@ -1,0 +1,41 @@
+"""A Ray cluster of three nodes in a process of its own: `python tests/three_nodes.py DASHBOARD_PORT`.
+
+Prints one line of JSON when it stands; then `kill` (SIGKILL to all processes of the newest node) and `add` on standard
+input are answered by a line each. It ends, with all its nodes, when standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ray.cluster_utils import Cluster
+
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+
+
+def main() -> None:
+    """Hold the cluster until standard input ends."""
+    head = {**NODE, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1])}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(**NODE) for _ in range(2)]
+    say({"address": cluster.address})
+    try:
+        for line in sys.stdin:
+            if line.strip() == "kill":
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+            else:
+                nodes.append(cluster.add_node(**NODE))
+            say({"nodes": 1 + len(nodes)})
+    finally:
+        cluster.shutdown()
+
+
+def say(message: object) -> None:
+    """One line of JSON on standard output."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
