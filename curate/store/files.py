@@ -30,12 +30,8 @@ T = TypeVar("T")
 TRIES = 10
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
-# The client tries reads again by itself; a put of a new name only where it is sure that nothing arrived.
-CLIENT_RETRIES: RetryConfig = {
-    "max_retries": 4,
-    "backoff": {"init_backoff": timedelta(seconds=FIRST_PAUSE_S), "max_backoff": timedelta(seconds=5), "base": 2},
-    "retry_timeout": timedelta(seconds=60),
-}
+# Not by the client: a put that it repeats in silence meets its own object and is reported as lost to another writer.
+CLIENT_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=0)}
 
 
 class Files(Protocol):
@@ -165,8 +161,12 @@ class ObjectFiles:
             try:
                 self.store.put(path, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
-                # Ours, when the answer to an earlier try was lost.
-                return tried > 1 and bytes(self.store.get(path).bytes()) == data
+                try:
+                    there = bytes(self.store.get(path).bytes())
+                except FileNotFoundError:
+                    # obstore 0.12 says "already exists" to any 409, S3's "another request is under way" too.
+                    raise OSError(f"409 for {path}, which is not there") from None
+                return tried > 1 and there == data  # ours, when the answer to an earlier try was lost
             return True
 
         return self._try(path, put)
