@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-gpu synth docs clean
+.PHONY: help demo test paddle check bench bench-gpu synth docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,11 +19,18 @@ test: $(VENV)/.dev ## install what the tests need and run them all
 	@deploy/apt.sh --optional fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
 	@$(BIN)/python -m pytest
 
+paddle: ## an environment with PaddleOCR, beside ours, for ocr.engine = "paddleocr" and its tests
+	@$(PYTHON) -m venv .venv-paddle
+	@.venv-paddle/bin/python -m pip --disable-pip-version-check --quiet install 'paddleocr>=3.7,<4' onnxruntime
+
 check: $(VENV)/.dev ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev ## the fault suite in full: forty kills instead of six (docs/faults.md)
+	CURATE_KILLS=40 $(BIN)/python -m pytest $(FAULTS)
 
 bench: $(VENV)/.dev ## run the benchmarks of this machine and append the figures to docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -624,9 +624,10 @@ def run(
         record = _begin(plan, shards)
         with log.written(recipe.run.log, record["run_id"]):
             started = time.monotonic()
-            with _recorded(plan, record), display.running(plan, progress), _signals(display) as stopping:
-                _compute(plan, shards, progress, display, stopping, make_engine or _engine)
-            return _finish(plan, record, progress, display, time.monotonic() - started)
+            with _recorded(plan, record):
+                with display.running(plan, progress), _signals(display) as stopping:
+                    _compute(plan, shards, progress, display, stopping, make_engine or _engine)
+                return _finish(plan, record, progress, display, time.monotonic() - started)
 
 
 def _compute(
@@ -722,7 +723,7 @@ def _begin(plan: Plan, shards: Sequence[read.Shard]) -> dict[str, Any]:
         files.replace(f"runs/{record['run_id']}/recipe.toml", str(record["recipe"]).encode())
         _write(plan, record)
     except OSError as why:
-        raise CurateError(f"store {files.uri}: cannot be written: {why.strerror or why}") from None
+        raise _not_written(plan, why) from None
     return record
 
 
@@ -731,10 +732,20 @@ def _recorded(plan: Plan, record: dict[str, Any]) -> Iterator[None]:
     """Write into the run's record that it failed, when it does. One that is killed stays `running`."""
     try:
         yield
-    except BaseException:
+    except BaseException as why:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(plan, record | {"state": "failed", "finished": finished, "exit_code": FAILED})
+        with suppress(OSError):  # a disk that is full has no room for this either
+            _write(plan, record | {"state": "failed", "finished": finished, "exit_code": FAILED})
+        if isinstance(why, OSError):
+            raise _not_written(plan, why) from None
         raise
+
+
+def _not_written(plan: Plan, why: OSError) -> CurateError:
+    """Readers turn what is wrong with the input into errors of rows and shards: what is left is the store."""
+    return CurateError(
+        f"store {plan.files.uri}: {why.strerror or why}; nothing is lost: mend that and run the same command"
+    )
 
 
 def _types(plan: Plan) -> dict[str, str]:

@@ -94,7 +94,7 @@ class RapidOcr:
         options.enable_cpu_mem_arena = False  # every picture has another shape, for which the arena would only grow
         sessions = [
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for path in _model_paths()
+            for path in model_paths()
         ]
         self._detector, self._recogniser = sessions
         self._boxes = DBPostProcess(thresh=0.3, box_thresh=box_thresh, unclip_ratio=1.6, use_dilation=True)
@@ -158,31 +158,35 @@ class RapidOcr:
 
     def _columns(self, picture: Picture) -> dict[str, Any]:
         height, width = picture.rgb.shape[:2]
-        lines = self.lines(picture)
-        read = [line for line in lines if line.accepted]
-        text = "\n".join(line.text for line in read)
-        lengths = [len("".join(line.text.split())) for line in read]
-        weighted = sum(line.confidence * length for line, length in zip(read, lengths, strict=True))
-        area, border = covered([line.quad for line in lines], width, height)
-        return {
-            "ocr_text": text,
-            "ocr_lines": len(read),
-            "ocr_characters": sum(lengths),
-            "ocr_confidence": weighted / sum(lengths) if read else None,
-            "ocr_area": area,
-            "ocr_border": border,
-            "ocr_language": language(text),
-            "ocr_boxes": [[float(value) for value in line.quad.reshape(-1)] for line in lines],
-            "ocr_scores": [line.confidence for line in read],
-            "ocr_engine": ENGINE,
-        }
+        return columns_of(self.lines(picture), width, height, ENGINE)
+
+
+def columns_of(lines: Sequence[Line], width: int, height: int, engine: str) -> dict[str, Any]:
+    """The columns of operator `ocr` for the lines of a picture, accepted ones in reading order first."""
+    read = [line for line in lines if line.accepted]
+    text = "\n".join(line.text for line in read)
+    lengths = [len("".join(line.text.split())) for line in read]
+    weighted = sum(line.confidence * length for line, length in zip(read, lengths, strict=True))
+    area, border = covered([line.quad for line in lines], width, height)
+    return {
+        "ocr_text": text,
+        "ocr_lines": len(read),
+        "ocr_characters": sum(lengths),
+        "ocr_confidence": weighted / sum(lengths) if read else None,
+        "ocr_area": area,
+        "ocr_border": border,
+        "ocr_language": language(text),
+        "ocr_boxes": [[float(value) for value in line.quad.reshape(-1)] for line in lines],
+        "ocr_scores": [line.confidence for line in read],
+        "ocr_engine": engine,
+    }
 
 
 @lru_cache
 def revision() -> str:
     """First 16 hex digits of the SHA-256 of the ONNX files; loads no model. FileNotFoundError when one is absent."""
     digest = hashlib.sha256()
-    for path in _model_paths():
+    for path in model_paths():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -272,7 +276,8 @@ def _tall(quad: Quad) -> bool:
     return high >= 1.5 * wide
 
 
-def _model_paths() -> tuple[Path, Path]:
+def model_paths() -> tuple[Path, Path]:
+    """The detector's and the recogniser's ONNX file inside RapidOCR's wheel; FileNotFoundError says what to install."""
     found = importlib.util.find_spec("rapidocr")
     if found is None or not found.submodule_search_locations:
         raise FileNotFoundError("ocr: the package rapidocr is not installed; run pip install 'rapidocr>=3.9,<4'")
