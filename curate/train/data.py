@@ -10,6 +10,7 @@ ranks, workers and restarts cannot change it.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import UsageError
-from curate.mix import MixDataset
+from curate.mix import MixDataset, manifest
+from curate.store.files import open_files
 from curate.train.keyed import generator
 from curate.train.latents import LatentCache, Moments, encode
 from curate.train.recipe import Phase, Recipe
@@ -138,7 +140,7 @@ class PhaseData:
             "buckets": phase.buckets or None,
         }
         self.rows = MixDataset(mix, decode=False, **settings)
-        self.pictures = MixDataset(mix, decode=True, **settings)
+        self.open_pictures = functools.cache(functools.partial(MixDataset, mix, decode=True, **settings))
         self.begins = [0]  # first step of each epoch that is known
         self.seen: Counter[str] = Counter()
 
@@ -225,7 +227,7 @@ class PhaseData:
         found = [cache.get(item) if cache else None for item in rows]
         if all(one is not None for one in found):
             return [one for one in found if one is not None]
-        images = self.pictures.batch(epoch, within)["image"]
+        images = self.open_pictures().batch(epoch, within)["image"]
         return [one or self.tools.moments(item, image) for one, item, image in zip(found, rows, images, strict=True)]
 
     def _draw(self, item: Mapping[str, Any], moments: Moments) -> dict[str, Any]:
@@ -242,6 +244,11 @@ class PhaseData:
         if train.noise_offset:
             drawn["noise"] += np.float32(train.noise_offset) * draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
         return drawn
+
+
+def manifest_of(mix: str) -> dict[str, Any]:
+    """The manifest of a mix: cheap beside opening it, which reads the index of all its rows."""
+    return manifest.read(open_files(mix)) or MixDataset(mix).manifest  # the latter says what is wrong
 
 
 def items(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ The same number of training rows is measured alike: the gap between the two is a
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from curate.mix import MixDataset
 from curate.train import schedule
 from curate.train.checkpoint import State, averaged
-from curate.train.data import Place, Tools, time_ids
+from curate.train.data import Place, Tools, manifest_of, time_ids
 from curate.train.keyed import generator
 from curate.train.latents import Moments
 from curate.train.log import Log
@@ -69,17 +70,17 @@ def timesteps(name: str) -> tuple[int, ...]:
 
 def probes(mix: str, split: str, count: int, buckets: str, tools: Tools, place: Place) -> list[Probe]:
     """At most `count` rows of a split, chosen by key, this rank's share of them: every rank measures some."""
-    there = MixDataset(mix, split=split, decode=False).settings.columns
+    there = manifest_of(mix)["settings"]["columns"]
     columns = (*CAPTIONS, *(name for name in ("concept", "tier") if name in there))
     settings: dict[str, Any] = {"split": split, "seed": SEED, "crop": "center", "buckets": buckets or None}
     rows = MixDataset(mix, decode=False, columns=columns, **settings)
-    pictures = MixDataset(mix, decode=True, **settings)
+    open_pictures = functools.cache(functools.partial(MixDataset, mix, decode=True, **settings))
     found = []
     for number in range(place.rank, min(count, rows.steps(0)), place.world):
         item = rows.batch(0, number)
         moments = tools.latents.get(item) if tools.latents else None
         if moments is None:
-            moments = tools.moments(item, pictures.batch(0, number)["image"])
+            moments = tools.moments(item, open_pictures().batch(0, number)["image"])
         tier = item.get("tier")
         category = item.get("concept")
         found.append(
@@ -90,7 +91,7 @@ def probes(mix: str, split: str, count: int, buckets: str, tools: Tools, place: 
 
 def splits(mix: str) -> list[str]:
     """The splits that a mix has: train, and validation when it keeps rows back."""
-    return sorted(MixDataset(mix, decode=False).manifest["splits"])
+    return sorted(manifest_of(mix)["splits"])
 
 
 def captions_of(item: Mapping[str, Any]) -> dict[str, str]:
@@ -202,11 +203,16 @@ class Validation:
     """Fixed-timestep losses of held-out rows and of as many training rows, raw and averaged weights."""
 
     def __init__(self, wanted: Recipe, phase: Phase, mix: str, tools: Tools, place: Place) -> None:
-        self.wanted, self.phase, self.tools, self.place = wanted, phase, tools, place
-        self.probes = [
+        self.wanted, self.phase, self.mix, self.tools, self.place = wanted, phase, mix, tools, place
+
+    @functools.cached_property
+    def probes(self) -> list[Probe]:
+        """The rows that are measured, read when that is first done: a restart is not held up."""
+        wanted, phase = self.wanted, self.phase
+        return [
             probe
-            for split in splits(mix)
-            for probe in probes(mix, split, wanted.measure.rows, phase.buckets, tools, place)
+            for split in splits(self.mix)
+            for probe in probes(self.mix, split, wanted.measure.rows, phase.buckets, self.tools, self.place)
         ]
 
     def run(self, state: State, unet: torch.nn.Module, log: Log) -> None:

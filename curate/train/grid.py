@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.errors import UsageError
-from curate.mix import MixDataset
+from curate.mix.buckets import parse
 from curate.train.checkpoint import State, averaged, write_bytes
-from curate.train.data import Place, Tools
+from curate.train.data import Place, Tools, manifest_of
 from curate.train.keyed import generator
 from curate.train.recipe import Recipe
 from curate.train.schedule import Prediction, scheduler_config
@@ -125,7 +125,8 @@ def sheets(
     unet: UNet2DConditionModel, state: State, wanted: Recipe, mix: str, tools: Tools, place: Place
 ) -> tuple[list[Sampled], dict[str, float]]:
     """Write the sheets of a step, with the raw and with the averaged weights; the last of them, and scores."""
-    buckets = MixDataset(mix, decode=False, buckets=wanted.phases[-1].buckets or None).buckets
+    named = wanted.phases[-1].buckets
+    buckets = parse(named) if named else [(w, h) for w, h in manifest_of(mix)["buckets"]]
     drawn: list[Sampled] = []
     scores: dict[str, float] = {}
     for weights in ("raw", "ema") if state.ema else ("raw",):

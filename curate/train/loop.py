@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from curate.errors import CurateError, UsageError
-from curate.mix import MixDataset
 from curate.train import checkpoint, grid, models, recipe, schedule, text
 from curate.train.checkpoint import State
-from curate.train.data import Batch, PhaseData, Place, Tools, timed
+from curate.train.data import Batch, PhaseData, Place, Tools, manifest_of, timed
 from curate.train.evaluate import Validation
 from curate.train.latents import LatentCache
 from curate.train.log import Log, Window
@@ -137,7 +136,7 @@ def facts_of(wanted: Recipe, mixes: Sequence[str], base: Path) -> dict[str, str]
     return {
         "recipe": recipe.fingerprint(wanted),
         "base": models.identity(base),
-        "data": " ".join(str(MixDataset(mix, decode=False).manifest_hash) for mix in mixes),
+        "data": " ".join(str(manifest_of(mix)["tree"]) for mix in mixes),
     }
 
 

@@ -19,7 +19,7 @@ from curate.errors import UsageError
 from curate.mix import MixDataset
 from curate.train import checkpoint, evaluate, export, grid, launch, loop, models, recipe, tiny
 from curate.train.checkpoint import State, averaged, write_bytes
-from curate.train.data import Place, Tools
+from curate.train.data import Place, Tools, manifest_of
 from curate.train.log import read_metrics
 from curate.train.recipe import Recipe
 from curate.train.schedule import Prediction
@@ -31,7 +31,7 @@ CAPTION_ROWS = 20_000  # rows whose captions teach the tiny tokenizer
 def run(wanted: Recipe, console: Console) -> None:
     """Train what the recipe describes, here or on Ray."""
     for mix in {phase.mix or wanted.data.mix for phase in wanted.phases} if not wanted.arms else ():
-        MixDataset(mix, decode=False)  # a mistake is said here, and not by every worker
+        manifest_of(mix)  # a mistake is said here, and not by every worker
     if wanted.train.engine == "ray":
         if wanted.arms:
             raise UsageError("train.engine = 'ray' trains one run; arms are compared in this process or by torchrun")
