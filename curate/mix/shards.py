@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.mix import names
@@ -39,7 +40,8 @@ from curate.mix.sources import Pictures
 from curate.store.files import Files, ObjectFiles, open_files
 
 BATCH_BYTES = 8_000_000  # pictures in memory at once, about; at 32 MB fresh pages took a third of the time
-READ_ROWS = 16
+READ_ROWS = 32
+HEAD_BYTES = 2048  # of a picture, enough to tell its format
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar", "folder": ".jsonl"}
 HAN = re.compile("[\u4e00-\u9fff]")
@@ -116,7 +118,8 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
         first = 0
         for images in _pictures(plan, table):
             if plan.settings.resize:
-                images = [_resized(data, row) for data, row in zip(images, _rows(shown, first), strict=False)]
+                rows = zip(images.to_pylist(), _rows(shown, first), strict=False)
+                images = pa.chunked_array([[_resized(data, row) for data, row in rows]], pa.binary())
             written.write(shown.slice(first, len(images)), images)
             first += len(images)
         made = written.close()
@@ -136,13 +139,14 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
     return done
 
 
-def _pictures(plan: Plan, table: pa.Table) -> Iterator[list[bytes]]:
+def _pictures(plan: Plan, table: pa.Table) -> Iterator[pa.ChunkedArray]:
     """Original bytes of the entries, some at a time; a row that comes again at once is read once."""
     source, row = table["_source"].to_numpy(), table["_row"].to_numpy()
     shard = table["_shard"].to_pylist()
     open_now: tuple[int, str] | None = None
     reader: Pictures | None = None
-    first, held, size = 0, [], 0
+    held: list[pa.Array] = []
+    first, size = 0, 0
     while first < len(row):
         here = int(source[first]), shard[first]
         stop = first + 1
@@ -151,15 +155,16 @@ def _pictures(plan: Plan, table: pa.Table) -> Iterator[list[bytes]]:
         if reader is None or here != open_now:
             reader, open_now = plan.places[here[0]].pictures(here[1]), here
         wanted, at = np.unique(row[first:stop], return_inverse=True)
-        found = reader.read(wanted.tolist())
-        held += [found[i] for i in at]
-        size += sum(len(data) for data in found)
+        found = pa.chunked_array(reader.read(wanted.tolist()), pa.binary())
+        found = found if len(wanted) == stop - first else found.take(pa.array(at))
+        held += found.chunks
+        size += pc.sum(pc.binary_length(found)).as_py()
         first = stop
         if size >= BATCH_BYTES:
-            yield held
+            yield pa.chunked_array(held)
             held, size = [], 0
     if held:
-        yield held
+        yield pa.chunked_array(held)
 
 
 def _shown(table: pa.Table, choice: Choice, epoch: int) -> pa.Table:
@@ -209,11 +214,10 @@ class _Parquet:
         self.images: list[list[bytes]] = []
         self.offsets: list[int] = []
 
-    def write(self, shown: pa.Table, images: list[bytes]) -> None:
+    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
         """Add entries with their pictures."""
         at = FIRST.index("image")
-        column = pa.array(images, pa.binary())
-        table = shown.add_column(at, pa.field("image", pa.binary(), nullable=False), column)
+        table = shown.add_column(at, pa.field("image", pa.binary(), nullable=False), images)
         if self.writer is None:
             schema = table.schema.remove_metadata()
             self.writer = pq.ParquetWriter(
@@ -221,8 +225,8 @@ class _Parquet:
                 use_dictionary=["caption_source", "language", "pool"], write_page_index=False,
             )  # fmt: skip
         self.writer.write_table(table.cast(self.writer.schema), row_group_size=table.num_rows)
-        self.sizes.append(np.array([len(data) for data in images], np.int64))
-        self.images.append([data[:32] for data in images])
+        self.sizes.append(pc.binary_length(images).to_numpy().astype(np.int64))
+        self.images.append([bytes(piece.as_buffer()[:32]) for piece in images])
 
     def close(self) -> dict[str, dict[str, Any]]:
         """Finish the file and find where each picture lies in it."""
@@ -269,21 +273,23 @@ class _Tar:
         self.file = path.open("wb")
         self.places: list[tuple[int, int, int, int]] = []
 
-    def write(self, shown: pa.Table, images: list[bytes]) -> None:
+    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
         """Add entries with their pictures."""
-        for values, data in zip(shown.to_pylist(), images, strict=True):
+        for values, image in zip(shown.to_pylist(), images, strict=True):
+            data = image.as_buffer()
             key = f"{len(self.places):07d}"
             text = json.dumps(values, ensure_ascii=False).encode()
             rest = self._member(f"{key}.json", text)
             self._member(f"{key}.txt", values["caption"].encode())
-            offset = self._member(f"{key}.{suffix(data)}", data)
-            self.places.append((offset, len(data), rest, len(text)))
+            offset = self._member(f"{key}.{suffix(bytes(data[:HEAD_BYTES]))}", data)
+            self.places.append((offset, data.size, rest, len(text)))
 
-    def _member(self, name: str, data: bytes) -> int:
-        self.file.write(_header(name, len(data)))
+    def _member(self, name: str, data: bytes | pa.Buffer) -> int:
+        size = memoryview(data).nbytes
+        self.file.write(_header(name, size))
         offset = self.file.tell()
         self.file.write(data)
-        self.file.write(bytes(-len(data) % 512))
+        self.file.write(bytes(-size % 512))
         return offset
 
     def close(self) -> dict[str, dict[str, Any]]:
@@ -320,9 +326,9 @@ class _Folder:
         self.lines: list[str] = []
         self.hashes: list[str] = []
 
-    def write(self, shown: pa.Table, images: list[bytes]) -> None:
+    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
         """Add entries with their pictures."""
-        for values, data in zip(shown.to_pylist(), images, strict=True):
+        for values, data in zip(shown.to_pylist(), images.to_pylist(), strict=True):
             stem = f"1_{values['pool']}/e{self.job.epoch:02d}-{self.job.number:05d}-{len(self.lines):07d}"
             name = f"{stem}.{suffix(data)}"
             text = values["caption"].encode()

@@ -15,10 +15,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curate.errors import CurateError, StoreError, UsageError
 from curate.mix.settings import Settings
 from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.read.parquet import ParquetReader
 from curate.store import Store, query
 from curate.store.files import open_files
 from curate.store.parts import Version, parts_of, read_parts, read_table
@@ -71,8 +73,34 @@ class Pictures:
             raise CurateError(f"shard {name}: {why.message}") from None
         self.rows = self.locators["row"].to_numpy()
 
-    def read(self, rows: Sequence[int]) -> list[bytes]:
-        """Bytes of the rows; CurateError names the first that cannot be read any more."""
+    def read(self, rows: Sequence[int]) -> list[pa.Array]:
+        """Bytes of the rows as Arrow arrays one after another; CurateError names the first that cannot be read."""
+        source = self.reader.source
+        if isinstance(source, ParquetReader) and source.columns.kind == "binary":
+            pieces = self._slices(source, rows)
+            if pieces is not None:
+                return pieces
+        return [pa.array(self._bytes(rows), pa.binary())]
+
+    def _slices(self, source: ParquetReader, rows: Sequence[int]) -> list[pa.Array] | None:
+        """The rows out of the batches that Parquet was decoded into, without a copy; None where one is missing."""
+        pieces: list[pa.Array] = []
+        at = 0
+        while at < len(rows):
+            if isinstance(source.cell(rows[at]), RowError) or not pa.types.is_binary(source.batch.type):
+                return None
+            first = rows[at] - source.first
+            count = 1
+            while at + count < len(rows) and rows[at + count] == rows[at] + count < source.first + len(source.batch):
+                count += 1
+            piece = source.batch.slice(first, count)
+            if piece.null_count or pc.min(pc.binary_length(piece)).as_py() == 0:
+                return None
+            pieces.append(piece)
+            at += count
+        return pieces
+
+    def _bytes(self, rows: Sequence[int]) -> list[bytes]:
         at = np.searchsorted(self.rows, rows)
         found = self.reader.read(list(rows), self.locators.take(pa.array(at)))
         for row, data in zip(rows, found, strict=True):
