@@ -37,6 +37,8 @@ bench: $(VENV)/.dev ## run the benchmarks of this machine and append the figures
 
 bench-gpu: $(VENV)/.dev ## the benchmarks that need a GPU
 	$(BIN)/python -m benchmarks.cogvlm
+	$(BIN)/python -m benchmarks.cogvlm --second
+	$(BIN)/python -m benchmarks.models clip
 
 synth: $(VENV)/.dev ## 2,000 pictures of rendered Chinese text and their report, in ./synth
 	@deploy/apt.sh fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"rendered text"

@@ -242,7 +242,10 @@ def generated(
     special: bool = True,
     **options: Any,
 ) -> list[str]:
-    """What the model writes for each text. Batches hold texts of like length, so that little is padding."""
+    """What the model writes for each text. Batches hold texts of like length, so that little is padding.
+
+    At most three times the source's tokens and 20 are written, unless `options` say otherwise.
+    """
     import torch
 
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -256,10 +259,10 @@ def generated(
         inputs.pop("token_type_ids", None)
         length = inputs["input_ids"].shape[1]
         # Three times the source and some: a loop ends there and not at the model's limit.
-        options["max_new_tokens"] = min(480, 3 * length + 20)
+        limit = {"max_new_tokens": min(480, 3 * length + 20)} | options
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokens = model.generate(**inputs, **options)
+            tokens = model.generate(**inputs, **limit)
         texts_out = tokenizer.batch_decode(tokens[:, length:] if skip_prompt else tokens, skip_special_tokens=True)
         found |= dict(zip(places, texts_out, strict=True))
     return [found[i] for i in range(len(texts))]

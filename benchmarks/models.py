@@ -1,0 +1,149 @@
+"""Speed of CLIP and of Marian with random weights of the real size: `python -m benchmarks.models clip|marian`.
+
+    clip      ViT-L/14 on pictures in memory: pictures/s through the embedder (decoding by threads included), the model
+              alone, and the share of the time that its multiplications need at the matmul rate of the same machine
+    marian    sentences/s in batches sorted by length, against one sentence at a time; both write the same number of
+              tokens with the same beams, since random weights never end a sentence by themselves
+
+`--tiny` shrinks the models for a CPU in a hurry; a GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.cogvlm import matmul_rate, seconds
+from workers.embedder import Embedder
+from workers.sample import Sample
+from workers.translator import generated
+
+
+class Clip:
+    """open_clip's ViT-L-14-quickgelu with random weights, in the shape that the embedder asks for."""
+
+    def __init__(self, name: str, dtype: torch.dtype, device: str) -> None:
+        import open_clip
+
+        self.device, self.dtype = device, dtype
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model, _, self.transform = open_clip.create_model_and_transforms(name, device=device)
+        self.model = self.model.to(dtype).eval().requires_grad_(False)
+
+    def pixels(self, rgb: Any) -> torch.Tensor:
+        """Preprocessing of one picture."""
+        return self.transform(Image.fromarray(rgb))
+
+    def images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features of a batch."""
+        return self.model.encode_image(pixels.to(self.dtype))
+
+    def texts(self, texts: Any) -> torch.Tensor:
+        """Not measured."""
+        raise NotImplementedError
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Different pictures of 512 px."""
+    made = []
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(noise).resize((512, 512), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        made.append(out.getvalue())
+    return made
+
+
+def clip(device: str, tiny: bool, rows: int) -> dict[str, Any]:
+    """Pictures a second and the share of the matmul rate."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    name = "ViT-B-32-quickgelu" if tiny else "ViT-L-14-quickgelu"
+    backbone = Clip(name, dtype, device)
+    patches, width, layers = (50, 768, 12) if tiny else (257, 1024, 24)
+    # Multiply-adds of a layer: QKV and output 4 W^2, MLP 8 W^2, for every token; scores and mixing 2 T W.
+    flops = 2 * layers * patches * (12 * width**2 + 2 * patches * width)
+    rate = matmul_rate(device, dtype)
+    pixels = torch.randn(rows, 3, 224, 224, device=device)
+    with torch.inference_mode():
+        backbone.images(pixels)
+        alone = seconds(lambda: backbone.images(pixels), device, repeats=3) / rows
+    data = jpegs(4 * rows)
+    embedder = Embedder(backbone, rows=rows, threads=8)
+    begun = time.perf_counter()
+    embedder.images([Sample(i, jpeg, {}) for i, jpeg in enumerate(data)])
+    whole = (time.perf_counter() - begun) / len(data)
+    return {
+        "model": name, "images_per_s": 1 / whole, "model_images_per_s": 1 / alone,
+        "matmul_share": flops / alone / rate, "whole_share": flops / whole / rate,
+    }  # fmt: skip
+
+
+def marian(device: str, tiny: bool, rows: int) -> dict[str, Any]:
+    """Sentences a second, in batches and one at a time."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+
+    vocabulary = 8000 if tiny else 65001
+    words = {f"w{i}": i for i in range(vocabulary - 3)} | {"<pad>": vocabulary - 1, "</s>": vocabulary - 2}
+    words["<unk>"] = vocabulary - 3
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+    layers, width = (2, 128) if tiny else (6, 512)
+    torch.manual_seed(0)
+    model: Any = MarianMTModel(
+        MarianConfig(
+            vocab_size=vocabulary, d_model=width, encoder_layers=layers, decoder_layers=layers,
+            encoder_attention_heads=8, decoder_attention_heads=8, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+            max_position_embeddings=512, pad_token_id=vocabulary - 1, eos_token_id=vocabulary - 2,
+            decoder_start_token_id=vocabulary - 1,
+        )
+    )  # fmt: skip
+    model = model.to(device).eval()
+    draw = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in draw.integers(0, 5000, draw.integers(12, 28))) for _ in range(2 * rows)]
+    # As many tokens for everyone: the comparison is of batching, not of when random weights stop.
+    options = {"num_beams": 4, "no_repeat_ngram_size": 4, "min_new_tokens": 24, "max_new_tokens": 24}
+    begun = time.perf_counter()
+    generated(model, tokenizer, texts, rows, skip_prompt=False, **options)
+    batched = (time.perf_counter() - begun) / len(texts)
+    alone = texts[:6]
+    begun = time.perf_counter()
+    for text in alone:
+        generated(model, tokenizer, [text], 1, skip_prompt=False, **options)
+    single = (time.perf_counter() - begun) / len(alone)
+    return {"rows": rows, "sentences_per_s": 1 / batched, "one_at_a_time": 1 / single, "times": single / batched}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("clip", "marian"))
+    parser.add_argument("--tiny", action="store_true", help="small models")
+    parser.add_argument("--rows", type=int, default=0, help="batch (clip: 256 on a GPU, 16 on a CPU; marian: 64)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if options.what == "clip":
+        found = clip(options.device, options.tiny, options.rows or (16 if options.device == "cpu" else 256))
+    else:
+        found = marian(options.device, options.tiny, options.rows or 64)
+    where = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{options.what} on {where}")
+    for name, value in found.items():
+        print(f"  {name:<20} {value:.3g}" if isinstance(value, float) else f"  {name:<20} {value}")
+    print(f"RESULT {json.dumps({'benchmark': options.what, 'device': where, 'tiny': options.tiny, **found})}")
+
+
+if __name__ == "__main__":
+    main()
