@@ -736,16 +736,15 @@ def _recorded(plan: Plan, record: dict[str, Any]) -> Iterator[None]:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(OSError):  # a disk that is full has no room for this either
             _write(plan, record | {"state": "failed", "finished": finished, "exit_code": FAILED})
-        if isinstance(why, OSError):
+        if isinstance(why, OSError | duckdb.IOException):
             raise _not_written(plan, why) from None
         raise
 
 
-def _not_written(plan: Plan, why: OSError) -> CurateError:
+def _not_written(plan: Plan, why: OSError | duckdb.IOException) -> CurateError:
     """Readers turn what is wrong with the input into errors of rows and shards: what is left is the store."""
-    return CurateError(
-        f"store {plan.files.uri}: {why.strerror or why}; nothing is lost: mend that and run the same command"
-    )
+    reason = getattr(why, "strerror", None) or str(why).splitlines()[0]
+    return CurateError(f"store {plan.files.uri}: {reason}; nothing is lost: mend that and run the same command")
 
 
 def _types(plan: Plan) -> dict[str, str]:

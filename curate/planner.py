@@ -37,8 +37,8 @@ from curate.store.files import Files, LocalFiles
 SHARDS = 8  # at most so many shards are sampled
 WARM_ROWS = 8  # first calls pay for lazy imports and caches and are not counted
 RAY_START_S = 8.0  # Ray and the first workers, on this machine
-INDEX_BYTES = 330.0  # of captions.duckdb per row, as docs/benchmarks.md measures it
-INDEX_ROWS_PER_S = 100_000.0
+INDEX_BYTES = 260.0  # of captions.duckdb per row, as docs/benchmarks.md measures it
+INDEX_ROWS_PER_S = 30_000.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,8 @@ class Display:
             else:
                 yield
         except BaseException:
-            self._status(plan, progress, "failed")
+            with suppress(OSError):  # a disk that is full has no room for this either
+                self._status(plan, progress, "failed")
             raise
         finally:
             self.live = None

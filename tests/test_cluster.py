@@ -75,6 +75,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
+            process.stdout.close()
 
 
 def test_a_submitted_job_outlives_a_node_and_a_second_one_finds_all_done(
