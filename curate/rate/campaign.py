@@ -317,10 +317,11 @@ def _order(
         parameters: dict[str, Any] = {}
         stratum = quoted
         if columns[column] in ("INTEGER", "BIGINT", "FLOAT", "DOUBLE"):
-            shares = ", ".join(str(i / STRATA) for i in range(1, STRATA))
-            cuts = db.execute(f"SELECT quantile_cont({quoted}, [{shares}]) FROM samples").fetchone()
-            stratum = f"len(list_filter($cuts::DOUBLE[], lambda c: c <= {quoted}))"
-            parameters = {"cuts": list(cuts[0] or []) if cuts else []}
+            # Equal steps of the value and not of its rank: the tails are where a threshold is learned.
+            ends = db.execute(f"SELECT quantile_cont({quoted}::DOUBLE, [0.01, 0.99]) FROM samples").fetchone()
+            low, high = ends[0] if ends and ends[0] else (0.0, 1.0)
+            stratum = f"least(greatest(floor({STRATA} * ({quoted} - $low) / ($high - $low)), 0), {STRATA - 1})"
+            parameters = {"low": low, "high": max(high, low + 1e-9)}
         return f"row_number() OVER (PARTITION BY {stratum} ORDER BY {key})", parameters
     if kind == "near":
         cut = float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else None
