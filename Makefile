@@ -6,7 +6,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test paddle check bench bench-gpu synth docs clean
+FAULTS := $(addprefix tests/test_,engine.py faults.py store.py packs.py s3_faults.py cluster.py)
+
+.PHONY: faults help demo test paddle check bench bench-gpu synth docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
