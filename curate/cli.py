@@ -437,6 +437,8 @@ def main() -> None:
     """Entry point: one clear line and the right exit code for everything that is the user's to mend."""
     try:
         code = app(standalone_mode=False)  # the code of a typer.Exit comes back as the value
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except CurateError as why:
         typer.echo(f"curate: {why}", err=True)

@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ from curate.synth.fonts import Face
 from curate.synth.photographs import Photographs
 from curate.synth.render import Glyph, Rendered, clean, encode, render
 from curate.synth.sample import sample
-from curate.synth.shards import generate, load_recipe, open_world
+from curate.synth.shards import generate, load_recipe, open_world, prepare, to_toml
 from curate.synth.spec import Page, Synth, Unfit, World, digest, draw_spec, ems, to_json
 from curate.synth.words import FLOOR, LEVEL_1, Lexicon, Words
 from workers.ocr import RapidOcr
@@ -486,6 +488,42 @@ def test_a_run_that_was_cut_short_is_finished_by_the_next(made: Path, font_folde
     generate(folder, 40, 3, synth, 1, False, QUIET)
     assert shard_bytes(folder) == shard_bytes(made)
     assert first.stat().st_mtime_ns == before
+
+
+def test_what_a_failed_call_left_is_not_taken_for_another_recipe(made: Path, font_folder: Path, tmp_path: Path) -> None:
+    folder, pictures = tmp_path / "out", tmp_path / "pictures"
+    synth = recipe(made.parent, font_folder)
+    with pytest.raises(UsageError, match="no such folder"):
+        generate(folder, 4, 3, dataclasses.replace(synth, fonts=str(tmp_path / "none")), 1, False, QUIET)
+    pictures.mkdir()
+    ground = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+    cv2.imwrite(str(pictures / "mine.png"), ground)
+    (folder / "lexicon.tsv").write_text("# torn by a k", "utf-8")
+    world = prepare(folder, 3, dataclasses.replace(synth, backgrounds=str(pictures)), QUIET)
+    assert [item.id for item in world.photographs.items] == ["mine.png"]
+    assert len(world.lexicon.words) == len(SMALL)
+
+
+def test_ctrl_c_is_one_line_and_the_next_call_goes_on(made: Path, font_folder: Path, tmp_path: Path) -> None:
+    folder, described = tmp_path / "out", tmp_path / "synth.toml"
+    synth = dataclasses.replace(recipe(made.parent, font_folder), rows_per_shard=4)
+    described.write_text(to_toml(synth, 3), "utf-8")
+    # A shell's background job ignores Ctrl-C, and so would all that it starts.
+    begin = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from curate.cli import main; main()"
+    )
+    told = [sys.executable, "-c", begin, "synth", "-o", str(folder), "--recipe", str(described), "--seed", "3"]
+    process = subprocess.Popen(
+        [*told, "-n", "4000", "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list((folder / "shards").glob("synth-*.parquet")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (1, "curate: interrupted; run the same command to go on\n")
+    assert generate(folder, 8, 3, synth, 1, False, QUIET).faces
+    assert not list((folder / "shards").glob(".synth-*"))
 
 
 def test_another_seed_or_recipe_is_refused_in_a_folder_with_shards(made: Path, font_folder: Path) -> None:

@@ -16,9 +16,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -92,12 +94,13 @@ def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
     out.mkdir(parents=True, exist_ok=True)
     described = out / "synth.toml"
     text = to_toml(synth, seed)
-    before = described.read_text("utf-8") if described.exists() else text
-    if before != text:
+    # synth.toml is written last: without it, words and photographs are those of a call that failed or was killed.
+    known = described.exists()
+    if known and described.read_text("utf-8") != text:
         raise UsageError(
             f"{out} holds samples of another seed or recipe ({described}); choose another -o, or remove that folder"
         )
-    if not (out / "lexicon.tsv").exists():
+    if not known or not (out / "lexicon.tsv").exists():
         block = words.block_list(Path(synth.block)) if synth.block else []
         saved = Path(synth.lexicon)
         if saved.is_file() and saved.suffix == ".tsv" and saved.read_text("utf-8").startswith("# "):
@@ -106,7 +109,7 @@ def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
             lexicon = words.build(synth.lexicon, synth.words, block)
         lexicon.save(out / "lexicon.tsv")
     lexicon = words.load(out / "lexicon.tsv")
-    if not (out / "photographs.arrow").exists():
+    if not known or not (out / "photographs.arrow").exists():
         side = max(min(pair) for pair in sizes(synth))
         count = photographs.collect(synth.backgrounds, out / "photographs.arrow", side, synth.photographs)
         if not count and synth.composed:
@@ -115,8 +118,10 @@ def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
             )
     folder = Path(synth.fonts) if synth.fonts else None
     faces = fonts.find(lexicon.characters(), folder, synth.system_fonts)
-    if before is text:
-        described.write_text(text, "utf-8")
+    if not known:
+        partial = out / f".synth.toml.{os.getpid()}"
+        partial.write_text(text, "utf-8")
+        partial.replace(described)
     return World(lexicon, faces, photographs.Photographs(out / "photographs.arrow"), synth, quarantine)
 
 
@@ -209,10 +214,20 @@ def _made(
         return
     # spawn: OpenCV's and Arrow's threads do not survive a fork.
     with ProcessPoolExecutor(workers, get_context("spawn"), _load, (out, world.synth, world.faces)) as pool:
-        waiting = [pool.submit(_work, out, seed, number, count, specs_only) for number, count in missing]
+        # Workers start with Ctrl-C blocked, as they inherit it, and end by it quietly once they have loaded.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting = [pool.submit(_work, out, seed, number, count, specs_only) for number, count in missing]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for done in as_completed(waiting):
                 yield done.result()
+        except BrokenProcessPool:
+            raise CurateError(
+                f"{out}: a worker process was killed, perhaps for want of memory; its finished shards stay: "
+                "run the same command again, with fewer --workers"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -221,6 +236,8 @@ _WORLDS: list[World] = []  # of a worker process: one
 
 
 def _load(out: Path, synth: Synth, faces: tuple[fonts.Face, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     pictures = photographs.Photographs(out / "photographs.arrow")
     _WORLDS[:] = [World(words.load(out / "lexicon.tsv"), faces, pictures, synth, read_quarantine(synth.quarantine))]
 
