@@ -27,10 +27,11 @@ from conftest import part_hashes
 from PIL import Image
 
 from curate import pipeline
+from curate.engine import cluster
 from curate.engine.cluster import Cluster
 from curate.engine.driver import Progress, drive
 from curate.engine.inline import Inline
-from curate.engine.tasks import Compute
+from curate.engine.tasks import Compute, Index
 from curate.engine.worker import Worker, cut
 from curate.errors import CurateError
 from curate.explain import lineage
@@ -420,6 +421,30 @@ def test_ray_actors_leave_no_task_behind_when_one_dies(recipe: Recipe) -> None:
     assert killed
     assert progress.rows_done == 47
     assert not progress.tally.errors["worker_crash"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_shrinks_when_it_idles_and_grows_with_its_queue(recipe: Recipe) -> None:
+    prepared = pipeline.prepare(changed(recipe, "engine", kind="ray", workers=2))
+    engine = Cluster(prepared.plan)
+    before = cluster.IDLE_S, cluster.LOOK_EVERY_S
+    try:
+        while engine.workers()["cpu"] != (2, 0):
+            engine.next(1.0)
+        cluster.IDLE_S = cluster.LOOK_EVERY_S = 0.0
+        engine.next(0.0)
+        assert engine.workers()["cpu"] == (1, 0)
+        for _ in range(2):
+            for shard in prepared.shards:
+                engine.submit("cpu", Index(shard))
+        ended = engine.next(0.0)
+        assert sum(engine.workers()["cpu"]) == 2
+        while len(ended) < 6:
+            ended += engine.next(1.0)
+        assert sorted(task.shard.id for task, _ in ended) == sorted(2 * [shard.id for shard in prepared.shards])
+    finally:
+        cluster.IDLE_S, cluster.LOOK_EVERY_S = before
+        engine.close()
 
 
 def test_ranges_end_with_row_groups_where_they_can() -> None:
