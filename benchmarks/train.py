@@ -272,7 +272,7 @@ def kill_often(folder: Path, kills: int) -> dict[str, Any]:
     steps = 3 * kills
     calm = recipe_of(folder / "calm", mix, base, steps, checkpoint={"every": 1})
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["curate.train.run", "diffusers.models.unets.unet_2d_condition", "benchmarks.train"])
+    context.set_forkserver_preload(["curate.train.run", "diffusers.models.unets.unet_2d_condition"])
     child = context.Process(target=work, args=(calm,))
     clock = time.perf_counter()
     child.start()
