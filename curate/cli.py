@@ -448,6 +448,9 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("curate: interrupted; run the same command to go on", err=True)
         sys.exit(1)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as why:
+        typer.echo(f"curate: {why.filename}: {why.strerror}; name another path", err=True)
+        sys.exit(2)
     except Exception as why:
         if type(why).__module__.startswith("click") or hasattr(why, "format_message"):
             typer.echo(f"curate: {why.format_message()}", err=True)  # type: ignore[attr-defined]

@@ -652,6 +652,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], told: str, 
     assert "Traceback" not in said
 
 
+def test_a_file_in_the_place_of_a_folder_is_one_line(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    for arguments in (("synth", "-o", file, "-n", "1"), ("synth", "render", made, "-o", file)):
+        assert run(*arguments) == (2, f"curate: {file}: File exists; name another path\n")
+    code, told = run("synth", "lexicon", "-o", tmp_path)
+    assert (code, told) == (2, f"curate: {tmp_path}: Is a directory; name another path\n")
+
+
 def test_the_commands_about_words_and_fonts(tmp_path: Path, font_folder: Path) -> None:
     (tmp_path / "counts.txt").write_text("城市 80\n月亮 20\n", "utf-8")
     code, said = run("synth", "lexicon", "--source", tmp_path / "counts.txt", "-o", tmp_path / "lexicon.tsv")
