@@ -255,14 +255,15 @@ class Memory(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.process = psutil.Process(pid)
-        self.peak = self.cpu_s = 0.0
+        self.peak = self.peak_all = self.cpu_s = 0.0
         self.done = threading.Event()
 
     def run(self) -> None:
         while not self.done.wait(0.5):
             try:
                 every = [self.process, *self.process.children(recursive=True)]
-                self.peak = max(self.peak, sum(p.memory_info().rss for p in every) / 1e6)
+                self.peak = max(self.peak, every[0].memory_info().rss / 1e6)
+                self.peak_all = max(self.peak_all, sum(p.memory_info().rss for p in every) / 1e6)
                 self.cpu_s = sum(sum(p.cpu_times()[:2]) for p in every)
             except psutil.Error:
                 return
@@ -380,6 +381,7 @@ def main() -> None:
     figures |= {
         "load_average": os.getloadavg()[0],
         "memory_mb": memory.peak,
+        "memory_with_sync_mb": memory.peak_all,
         "server_cpu_share": memory.cpu_s / options.seconds,
     }
     times = raters[0].times

@@ -10,6 +10,7 @@ The store holds references and no bytes: the table `shards` says where each shar
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 import tomllib
@@ -129,7 +130,12 @@ def _parsed(row_id: str) -> tuple[str, int]:
 def _input_spec(store: Store) -> InputSpec:
     """What the last run's recipe says under [input]."""
     runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
-    keys = tomllib.loads(runs[0][0]).get("input", {}) if runs else {}
+    return _input_of(runs[0][0]) if runs else InputSpec(uri="")
+
+
+@functools.lru_cache(maxsize=8)
+def _input_of(recipe: str) -> InputSpec:
+    keys = tomllib.loads(recipe).get("input", {})
     names = {field.name for field in fields(InputSpec)}
     return InputSpec(**{"uri": "", **{key: value for key, value in keys.items() if key in names}})
 

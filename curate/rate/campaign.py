@@ -303,7 +303,8 @@ def _order(
     column, _, value = rest.partition(":")
     if kind in ("stratified", "near") and column not in columns:
         raise UsageError(f"sample {plan.sample!r}: no column {column!r}; `describe samples` lists them")
-    if kind in ("predicted", "uncertain") and "predicted_tier" not in columns:
+    learned = db.execute("SELECT 1 FROM samples WHERE predicted_tier IS NOT NULL LIMIT 1").fetchone()
+    if kind in ("predicted", "uncertain") and not learned:
         raise UsageError(f"sample {plan.sample!r}: no predicted tiers yet; make them with: curate fit STORE")
     key = f"md5(sha256 || '{plan.seed}')"
     quoted = '"' + column.replace('"', '""') + '"'

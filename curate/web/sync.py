@@ -1,22 +1,27 @@
 """Brings what people said into the index while the server runs, so that SQL sees it soon.
 
-One thread looks every few seconds whether the ledger has events that the index has not, and then updates the index; it
-rests ten times as long as the last update took, so that a large store is not copied all the time. The update takes the
-index's own lock, so that several workers, a job and a person may do the same.
+One thread looks every few seconds whether the ledger has events that the index has not, and then updates the index in a
+process of its own with low priority, so that nobody who rates waits for it and its memory is given back; it rests ten
+times as long as the last update took. The update takes the index's own lock, so that several workers, a job and a
+person may do the same.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 
-from curate.errors import CurateError
+from curate.errors import CurateError, StoreError
 from curate.rate import mirror
 from curate.web.reader import Reader
 
 LOOK_S = 10.0
 REST = 10.0
+NICE = 10
 
 
 class Sync:
@@ -44,8 +49,15 @@ class Sync:
 
     def now(self) -> None:
         """Update the index at once."""
-        with self._lock:
-            self.reader.store.ingest()
+        command = [sys.executable, "-m", "curate.cli", "ratings", "sync", self.reader.store.uri]
+        with (
+            self._lock,
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        ):
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+            _, said = process.communicate()
+            if process.returncode:
+                raise StoreError(said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}")
             self.last = time.time()
 
     def state(self) -> dict[str, float | bool | None]:
