@@ -38,6 +38,14 @@ class Site:
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
 
+    def wait_for_agent(self) -> None:
+        """Jobs are taken once a node's agent has reported, which is some time after the cluster says that it runs."""
+        command = [BIN / "ray", "job", "submit", "--address", self.dashboard, "--", "true"]
+        deadline = time.monotonic() + 240
+        while (done := subprocess.run(command, env=self.environment, capture_output=True, text=True)).returncode:
+            assert "No available agent" in done.stdout + done.stderr, done.stdout + done.stderr
+            assert time.monotonic() < deadline, "no node takes jobs"
+
     def submit(self, name: str, recipe: Path, *more: str) -> subprocess.Popen[str]:
         """`ray job submit`, as the README has it."""
         command = [BIN / "ray", "job", "submit", "--address", self.dashboard, "--submission-id", name]
@@ -68,7 +76,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 if line.startswith('{"address"'):
                     break
             assert process.poll() is None, "the cluster does not start"
-            yield Site(s3, f"http://127.0.0.1:{port}", environment, process)
+            site = Site(s3, f"http://127.0.0.1:{port}", environment, process)
+            site.wait_for_agent()
+            yield site
         finally:
             process.stdin.close()
             try:
