@@ -284,7 +284,7 @@ def kill_often(folder: Path, kills: int) -> dict[str, Any]:
     while killed < kills:
         child = context.Process(target=work, args=(shaken,))
         child.start()
-        child.join(float(draw.uniform(0.1, 0.6)) * max(whole_s, 4.0))
+        child.join(float(draw.uniform(0.02, 0.25)) * max(whole_s, 4.0))
         if not child.is_alive():
             break
         os.kill(child.pid or 0, signal.SIGKILL)
