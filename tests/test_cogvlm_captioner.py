@@ -138,9 +138,7 @@ def test_a_wrong_checkpoint_or_tokenizer_fails_before_any_picture(tmp_path: Path
     (weights / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         CogVLM(weights=weights, device="cpu")
-    with pytest.raises(
-        ValueError, match=r"'wordy': no such file; shipped are detailed-hint\.v1, .*short\.v1"
-    ):
+    with pytest.raises(ValueError, match=r"'wordy': no such file; shipped are detailed-hint\.v1, .*short\.v1"):
         CogVLM(weights=weights, prompt="wordy", device="cpu")
 
 
