@@ -9,6 +9,7 @@ Whatever starts it, the loop gets a Place: rank, world, device.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -68,8 +69,10 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
     ours = not ray.is_initialized()
     if ours:
         named = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
-        local = {} if named else {"include_dashboard": False}
-        ray.init(address="auto" if named else "local", logging_level="warning", **local)
+        if named:
+            ray.init(address="auto", logging_level=logging.WARNING)
+        else:
+            ray.init(address="local", logging_level=logging.WARNING, include_dashboard=False)
     gpu = bool(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     trainer = TorchTrainer(
         worker,
