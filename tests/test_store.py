@@ -434,7 +434,7 @@ def test_columns_of_the_input_may_have_any_name(recipe: Recipe, shards: Path, qu
     assert {name: found[shown.get(name, name)][0].as_py() for name in names} == {name: f"{name} 1" for name in names}
 
 
-def test_an_index_made_apart_is_the_same(finished_store: Path) -> None:
+def test_an_index_made_apart_is_the_same(finished_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = Store(finished_store)
     before = store.rows("SELECT * FROM samples ORDER BY shard, row")
     store.path.unlink()
@@ -442,6 +442,7 @@ def test_an_index_made_apart_is_the_same(finished_store: Path) -> None:
     assert store.ingest(closing=told.append, apart=True) == len(list_parts(store.files))
     assert store.rows("SELECT * FROM samples ORDER BY shard, row") == before
     assert told == [store.counts()]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_index_process_that_dies_is_one_line_and_leaves_the_old_index(finished_store: Path) -> None:

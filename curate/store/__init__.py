@@ -22,7 +22,6 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import StoreError
-from curate.store import apart as separate
 from curate.store import index, query
 from curate.store.files import Files, open_files
 from curate.store.parts import Part, Version, list_parts, read_parts
@@ -77,7 +76,11 @@ class Store:
 
         `apart`: in a process of its own, which takes the memory for it (about half a gigabyte) with it when it ends.
         """
-        return separate.update(self.files, closing) if apart else index.update(self.files, closing=closing)
+        if not apart:
+            return index.update(self.files, closing=closing)
+        from curate.store.apart import update  # here, since Python warns when a package imports what `-m` runs
+
+        return update(self.files, closing)
 
     def rebuild(self) -> int:
         """Make the index anew from the parts; returns how many there are."""
