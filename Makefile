@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
+# A worker a core (at most four: tests start Rays and browsers), and no library that starts a thread for each core beside
+# them: half the time of one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 FAULTS := $(addprefix tests/test_,engine.py faults.py store.py packs.py s3_faults.py cluster.py)
 
 .PHONY: faults help demo test paddle check bench bench-gpu synth docs clean
@@ -19,7 +22,7 @@ demo: $(VENV)/.core ## sample shards, the main job, the report: at most 3 minute
 
 test: $(VENV)/.dev ## install what the tests need and run them all
 	@deploy/apt.sh --optional fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 paddle: ## an environment with PaddleOCR, beside ours, for ocr.engine = "paddleocr" and its tests
 	@$(PYTHON) -m venv .venv-paddle
@@ -29,7 +32,7 @@ check: $(VENV)/.dev ## format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 faults: $(VENV)/.dev ## the fault suite in full: forty kills instead of six (docs/faults.md)
 	CURATE_KILLS=40 $(BIN)/python -m pytest $(FAULTS)
