@@ -201,6 +201,9 @@ def mix(
     shard_rows: Annotated[int, typer.Option(help="Entries of a shard at most.")] = 10_000,
     columns: Annotated[str, typer.Option(help="Further columns of samples to pass through: a,b,c")] = "",
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    keep_specs: Annotated[
+        bool, typer.Option("--keep-specs", help="Leave specs of rendered text (--specs-only) to MixDataset to draw.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="processes, ray, or inline; the bytes are the same.")] = "processes",
     workers: Annotated[int, typer.Option(help="Workers; 0: one for each CPU.")] = 0,
 ) -> None:
@@ -216,7 +219,7 @@ def mix(
     settings = Settings(
         store, ratio, parse_languages(languages), mode, where, ignore_policy, synthetic, top, top_weight, text,
         text_cap, rows, validation, buckets, epochs, format, resize, shard_mb, shard_rows,
-        tuple(name.strip() for name in columns.split(",") if name.strip()), seed,
+        tuple(name.strip() for name in columns.split(",") if name.strip()), seed, keep_specs,
     )  # fmt: skip
     command.make(settings, out, engine, workers)
 

@@ -234,3 +234,47 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
         (None, None, None, None),
     ]  # fmt: skip
     assert sum("图书馆" in text for text in endpoint.seen) == 1  # type: ignore[attr-defined]
+
+
+def test_cogvlm_is_asked_again_with_the_text_of_the_picture(tmp_path: Path) -> None:
+    """A tiny random checkpoint writes noise, which quotes nothing: a poster gets the clause, rendered text is refused."""
+    from cogvlm_tiny import config_of, write_checkpoint
+
+    from workers.cogvlm.captioner import CogVLM
+
+    weights = write_checkpoint(tmp_path / "cogvlm-tiny", config_of(max_position_embeddings=2048))
+    out = io.BytesIO()
+    Image.effect_noise((320, 256), 60).convert("RGB").save(out, "PNG")
+    (tmp_path / "shards").mkdir()
+    table = pa.table(
+        {
+            "image": pa.array([out.getvalue()], pa.binary()),
+            "synth_texts": [["图书馆"]],
+            "synth_lines": pa.array([[box(20, 20, 90, 30)]], pa.list_(pa.list_(pa.float32()))),
+            "synth_spec_sha": ["ab"],
+        }
+    )
+    pq.write_table(table, tmp_path / "shards" / "one.parquet")
+    caption = {"engine": "cogvlm", "weights": str(weights), "max_new_tokens": 8, "dtype": "float32", "attempts": 0}
+    recipe = from_tables(
+        {
+            "input": {"uri": str(tmp_path / "shards")}, "store": {"uri": str(tmp_path / "store")},
+            "engine": {"kind": "inline"}, "ocr": {"engine": "none"}, "faces": {"engine": "none"},
+            "caption": caption, "translate": {"engine": "none"}, "poster": {"engine": "caption", "rendered": 1.0},
+        }
+    )  # fmt: skip
+    assert pipeline.run(recipe, display=Display(Console(file=io.StringIO()))) == 0
+    rows = Store(tmp_path / "store").rows(
+        "SELECT poster_how, poster_quoted, poster_caption_en, caption_engine, error FROM samples"
+    )
+    assert rows == [("refused", 0.0, None, "cogvlm", None)]
+    captioner = CogVLM(weights=weights, prompt="poster.v1", max_new_tokens=8, device="cpu")
+    (found,) = PosterCaptioner(captioner)([Sample(0, out.getvalue(), POSTER)])
+    asked = hint(
+        [poster.Line("春季音乐会", ("上方", "at the top")), poster.Line("国家大剧院", ("下方", "at the bottom"))]
+    )
+    told = f"Question: {captioner.prompt.text(asked)} Answer:"
+    assert "春季音乐会" in told
+    assert captioner.captions[-1].tokens_in == 1 + 38 + len(told.encode())
+    assert (found["poster_how"], found["poster_engine"]) == ("clause", "cogvlm")
+    assert found["poster_caption_en"].endswith('at the top "春季音乐会"; at the bottom "国家大剧院".')

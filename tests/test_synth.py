@@ -292,7 +292,7 @@ def test_specs_do_not_depend_on_platform_or_libraries() -> None:
     assert hashlib.sha256("".join(digests).encode()).hexdigest()[:16] == KNOWN_SPECS
 
 
-KNOWN_SPECS = "e8f678b972aed3ab"
+KNOWN_SPECS = "7cf2dcb0059f703c"
 
 
 def test_specs_are_small_and_whole(made: Path) -> None:
@@ -548,6 +548,45 @@ def test_specs_alone_give_the_same_pictures_when_they_are_loaded(made: Path, fon
     assert run("synth", "render", folder, "-o", tmp_path / "drawn", "--workers", "1")[0] == 0
     drawn = pq.read_table(tmp_path / "drawn" / "synth-00000.parquet").to_pylist()
     assert [row["image"] for row in drawn] == [row["image"] for row in rows[:16]]
+
+
+def test_a_mix_draws_specs_into_its_shards_or_leaves_them_to_the_loader(
+    made: Path, font_folder: Path, finished_store: Path, tmp_path: Path
+) -> None:
+    from curate.mix import MixDataset
+    from curate.mix.command import show
+    from curate.mix.export import export
+    from curate.mix.settings import Settings
+    from curate.mix.verify import verify as prove
+
+    folder = tmp_path / "specs"
+    generate(folder, 18, 3, recipe(made.parent, font_folder), 1, True, QUIET)
+    rows = {row["synth_index"]: row for row in table(made)}
+    items = {}
+    for keep in (False, True):
+        out = tmp_path / f"mix-{keep}"
+        settings = Settings(
+            str(finished_store), ignore_policy=True, text=str(folder), text_cap=0.9, buckets="384x384", keep_specs=keep
+        )
+        found = export(settings, str(out), "inline")
+        assert prove(str(out), "inline") == []
+        data = MixDataset(out, crop="center")
+        items[keep] = {item["row_id"]: item for item in data if item["pool"] == "text"}
+        shards = pa.concat_tables([pq.read_table(path) for path in (out / "train").glob("*.parquet")])
+        texts = shards.filter(pa.compute.equal(shards["pool"], "text"))
+        for row_id, image in zip(texts["row_id"].to_pylist(), texts["image"].to_pylist(), strict=True):
+            row = rows[int(row_id.rpartition(":")[2]) + 16 * int(row_id.partition("synth-")[2][:5])]
+            assert image == (row["synth_spec"].encode() if keep else row["image"])
+    assert items[True].keys() == items[False].keys()
+    assert len(items[True]) == 18
+    for row_id, item in items[True].items():
+        assert item["image"].shape == (3, 384, 384)
+        assert (item["image"] == items[False][row_id]["image"]).all()
+        assert item["caption"] == items[False][row_id]["caption"]
+    assert found["characters_of_gb2312"] <= found["characters"] <= len(set("".join(map(str, rows.values()))))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        show(found, str(out))
+    assert f"{found['characters_of_gb2312']:,} of the 6,763 of GB2312" in said.getvalue()
 
 
 def test_ocr_reads_the_pictures_back(made: Path, world: World) -> None:

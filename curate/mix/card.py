@@ -20,7 +20,8 @@ def card(manifest: Mapping[str, Any], schema: pa.Schema | None) -> str:
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in manifest["splits"]:
         lines += [f"  - split: {split}", f"    path: {split}/{LOADERS[settings['format']][1]}"]
-    features = [_feature(field) for field in schema] if schema else []
+    # Specs of rendered text are no pictures, which only MixDataset knows.
+    features = [_feature(field) for field in schema] if schema and not settings.get("keep_specs") else []
     if features and all(features):
         lines += ["dataset_info:", "  features:", *(line for feature in features for line in feature)]
     lines += ["---", "", "# Training set", "", "Made by `curate mix`; `curate mix verify DIR` proves it.", ""]

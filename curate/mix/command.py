@@ -58,7 +58,10 @@ def show(found: dict[str, Any], out: str) -> None:
     for reason, count in found["left_out"].items():
         console.print(f"left out: {count:,} rows, {reason}")
     if found["characters"]:
-        console.print(f"rendered text shows {found['characters']:,} different Chinese characters")
+        console.print(
+            f"rendered text shows {found['characters']:,} different Chinese characters, "
+            f"{found['characters_of_gb2312']:,} of the 6,763 of GB2312"
+        )
     console.print(f"wrote {out}: release {found['tree'][:16]}; check it with: curate mix verify {out}", soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -69,6 +70,9 @@ def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> 
     receipts = sorted(receipts, key=lambda done: (done.job.split, done.job.epoch, done.job.number))
     made = manifest.build(planned, receipts)
     extra = {"proper_nouns.csv": _nouns(receipts)}
+    for place in planned.places:
+        if place.kind == "specs" and place.mark == "keep":  # what MixDataset draws the pictures with, beside the fonts
+            extra |= {f"{manifest.SPECS}/{name}": (Path(place.uri) / name).read_bytes() for name in manifest.WORLD}
     if planned.settings.format == "folder":
         for split in planned.cells:
             names = [path for path in made["files"] if path.startswith(f"metadata/{split}-")]

@@ -12,10 +12,12 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,9 @@ from curate.read import InputError
 from curate.read.files import Place, each, locate
 from curate.store.files import open_files
 from schemas.errors import RowError
+
+if TYPE_CHECKING:
+    from curate.synth.spec import World
 
 BLOCK = 256
 WINDOW = 64  # blocks shuffled together
@@ -113,6 +118,7 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self._order: tuple[int, Order] | None = None
         self._open_files: tuple[int, _Reader] | None = None
+        self._drawn_with: World | None = None
         self._epoch, self._step = 0, 0
 
     def _open(self, uri: str, named: bool) -> None:
@@ -282,6 +288,10 @@ class MixDataset(IterableDataset[dict[str, Any]]):
     ) -> torch.Tensor:  # fmt: skip
         if self.settings.resize:
             resized, crop = bucket, (0, 0)
+        if data.startswith(b"{"):  # the spec of rendered text: no picture begins so
+            from curate.synth.sample import rendered_again
+
+            data = rendered_again(self._world(), data.decode())
         try:
             found = pixels.fitted(data, resized, crop, bucket)
         except RowError as why:
@@ -315,8 +325,20 @@ class MixDataset(IterableDataset[dict[str, Any]]):
             self._open_files = os.getpid(), _Reader(self.shards, self.settings.format, self.columns)
         return self._open_files[1]
 
+    def _world(self) -> World:
+        """What specs are drawn with; a forked worker shares it."""
+        if self._drawn_with is None:
+            from curate.synth.shards import open_world
+
+            files = open_files(self.uri)
+            with tempfile.TemporaryDirectory() as folder:
+                for name in manifest.WORLD:
+                    (Path(folder) / name).write_bytes(files.read(f"{manifest.SPECS}/{name}"))
+                self._drawn_with = open_world(Path(folder))
+        return self._drawn_with
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open_files": None}
+        return self.__dict__ | {"_open_files": None, "_drawn_with": None}
 
     # State --------------------------------------------------------------------------------------------------------
 

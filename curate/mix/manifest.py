@@ -21,8 +21,12 @@ from curate.mix.plan import Plan
 from curate.mix.shards import Receipt
 from curate.models import known
 from curate.store.files import Files
+from curate.synth.words import FLOOR
 
 NAME = "manifest.json"
+# What a loader needs to draw the specs of rendered text (--keep-specs), in a folder of the release.
+SPECS = "specs"
+WORLD = ("manifest.json", "synth.toml", "lexicon.tsv", "photographs.arrow")
 # Licences of engines that need no weights, or bring them in their package.
 EMBEDDED = {
     "facts": "Apache-2.0 (part of curate)",
@@ -105,7 +109,8 @@ def build(plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
         "concepts": list(plan.concepts),
         "left_out": plan.left_out,
         "splits": splits,
-        "characters": len({c for done in receipts for c in done.characters}),
+        "characters": len(shown := {c for done in receipts for c in done.characters}),
+        "characters_of_gb2312": sum(c in shown for c in FLOOR),
         "files": files,
         "tree": tree(files),
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -315,6 +316,8 @@ def _text_version(settings: Settings) -> str:
         source.store.close()
     else:
         place = source.place
+        if place.kind == "specs":
+            return hashlib.sha256((Path(place.uri) / "manifest.json").read_bytes()).hexdigest()[:16]
         shards = [Shard(name, uri, format, place.spec) for name, (uri, format) in place.shards.items()]
         paths = [f"{shard.id} {index(shard).identity}" for shard in shards]
     return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]

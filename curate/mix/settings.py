@@ -57,6 +57,9 @@ class Settings:
     columns: tuple[str, ...] = ()
     """Further columns of `samples` to pass through."""
     seed: int = 0
+    keep_specs: bool = False
+    """Rendered text that is specs alone (`curate synth --specs-only`) stays so in the shards, and MixDataset draws the
+    pictures; else they are drawn into the shards."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for what cannot be."""
@@ -79,6 +82,10 @@ class Settings:
         if not (math.isfinite(self.top_weight) and 1 <= self.top_weight <= 100):
             raise UsageError(
                 f"--top-weight {self.top_weight:g}: from 1 to 100 appearances an epoch; leave rows out with --where"
+            )
+        if self.keep_specs and (self.resize or self.format != "parquet"):
+            raise UsageError(
+                "--keep-specs: only MixDataset draws specs; use it with --format parquet, without --resize"
             )
         buckets.parse(self.buckets)
         if sorted(self.languages) != list(self.languages) or not self.languages:

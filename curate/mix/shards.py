@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from curate.mix import names
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, choosable, decide
 from curate.mix.plan import FOLDER, POOLS, Job, Plan, load
-from curate.mix.sources import Pictures
+from curate.mix.sources import Pictures, Specs
 from curate.store.files import Files, ObjectFiles, open_files
 
 BATCH_BYTES = 8_000_000  # pictures in memory at once, about; at 32 MB fresh pages took a third of the time
@@ -144,7 +144,7 @@ def _pictures(plan: Plan, table: pa.Table) -> Iterator[pa.ChunkedArray]:
     source, row = table["_source"].to_numpy(), table["_row"].to_numpy()
     shard = table["_shard"].to_pylist()
     open_now: tuple[int, str] | None = None
-    reader: Pictures | None = None
+    reader: Pictures | Specs | None = None
     held: list[pa.Array] = []
     first, size = 0, 0
     while first < len(row):

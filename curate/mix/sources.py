@@ -6,16 +6,19 @@ A row's identity in the mix is its `row_id`, with `text/` before it when it come
 from __future__ import annotations
 
 import io
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from curate.errors import CurateError, StoreError, UsageError
 from curate.mix.settings import Settings
@@ -26,6 +29,9 @@ from curate.store.files import open_files
 from curate.store.parts import Version, parts_of, read_parts, read_table
 from schemas.errors import RowError
 from schemas.rows import identifier
+
+if TYPE_CHECKING:
+    from curate.synth.spec import World
 
 HAN = "[\\x{4e00}-\\x{9fff}]"  # as the view `captions` tells Chinese
 TOP_TIER = 5
@@ -42,16 +48,16 @@ class Place:
 
     uri: str
     kind: str
-    """`store`, or `folder`."""
+    """`store`, `folder`, or `specs`: a folder of rendered text without pictures."""
     mark: str
-    """Fingerprint of the operator `input` (store)."""
+    """Fingerprint of the operator `input` (store); whether specs stay as they are: `keep` or `draw`."""
     spec: InputSpec
     shards: dict[str, tuple[str, str]]
     """Shard -> (URI, format)."""
 
-    def pictures(self, name: str) -> Pictures:
+    def pictures(self, name: str) -> Pictures | Specs:
         """The pictures of one shard."""
-        return Pictures(self, name)
+        return Specs(self, name) if self.kind == "specs" else Pictures(self, name)
 
 
 class Pictures:
@@ -112,6 +118,31 @@ class Pictures:
         return [data for data in found if isinstance(data, bytes)]
 
 
+class Specs:
+    """Specs of one shard of rendered text as bytes, or the pictures that are drawn from them."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        self.place = place
+        self.texts = pq.read_table(place.shards[name][0], columns=["synth_spec"])["synth_spec"]
+
+    def read(self, rows: Sequence[int]) -> list[pa.Array]:
+        """Bytes of the rows."""
+        texts = self.texts.take(pa.array(rows)).to_pylist()
+        if self.place.mark == "keep":
+            return [pa.array([text.encode() for text in texts], pa.binary())]
+        from curate.synth.sample import rendered_again
+
+        world = _world(self.place.uri)
+        return [pa.array([rendered_again(world, text) for text in texts], pa.binary())]
+
+
+@lru_cache(maxsize=1)
+def _world(uri: str) -> World:
+    from curate.synth.shards import open_world
+
+    return open_world(Path(uri))
+
+
 def _locators(place: Place, shard: Shard) -> pa.Table:
     """`row` and the private columns that the reader asks for, sorted by row."""
     if place.kind == "folder":
@@ -142,7 +173,7 @@ class Source:
         if self.store is None and pool != "text":
             Store(uri).require()
         if self.store is None:
-            self.place = _folder(uri)
+            self.place = _specs(uri, settings) or _folder(uri)
             self.db = duckdb.connect(config={"threads": 1})
             self.names = [name for name in self.place.shards if self._register(name)]
             if not self.names:
@@ -251,8 +282,11 @@ class Source:
             raw = f"CASE WHEN {self._pool()} = 'text' THEN {none} ELSE {raw} END"
         lists = []
         for language in ("en", "zh"):
-            own = f"synth_caption_{language}" if self._has(f"synth_caption_{language}") else "NULL"
-            texts = f"[coalesce({own}, {self._usable(f'caption_{language}')})]"
+            # What quotes the text of a picture comes first: a poster's caption, then what rendered text was drawn with.
+            own = [
+                f"{kind}_caption_{language}" for kind in ("poster", "synth") if self._has(f"{kind}_caption_{language}")
+            ]
+            texts = f"[coalesce({', '.join([*own, self._usable(f'caption_{language}')])})]"
             if settings.synthetic == "all" and self.store is not None:
                 texts = f"list_distinct(list_concat({texts}, coalesce(others_{language}, [])))"
                 texts = f"list_sort({texts})"
@@ -314,24 +348,29 @@ class Source:
     def _register(self, name: str) -> bool:
         """Add a shard of a folder to the relation `samples`; its pictures' headers are read for their sizes."""
         uri, format = self.place.shards[name]
+        if self.place.kind == "specs":
+            self._insert(name, *_sized(uri, keep=self.place.mark == "keep"))
+            return True
         shard = Shard(name, uri, format, self.place.spec)
         try:
             table = _indexed(shard)
-            own = [column for column in table.column_names if not column.startswith("_")]
-            rows = pa.array(range(table.num_rows), pa.int64())
             sizes = _sizes(Reader(shard), table)
         except InputError as why:
             raise CurateError(f"--text: {why.message}") from None
+        self._insert(name, table, sizes)
+        return True
+
+    def _insert(self, name: str, table: pa.Table, sizes: dict[str, pa.Array]) -> None:
+        own = [column for column in table.column_names if not column.startswith("_")]
         fixed = {
             "row_id": pa.array([f"{name}:{row}" for row in range(table.num_rows)]),
             "shard": pa.array([name] * table.num_rows),
-            "row": rows,
+            "row": pa.array(range(table.num_rows), pa.int64()),
             **sizes,
         }
         self.db.register("one", pa.table({**fixed, **{c: table[c] for c in own if c not in fixed}}))
         known = self._all("SELECT 1 FROM information_schema.tables WHERE table_name = 'samples'")
         self.db.execute("INSERT INTO samples BY NAME FROM one" if known else "CREATE TABLE samples AS FROM one")
-        return True
 
 
 def _sizes(reader: Reader, table: pa.Table) -> dict[str, pa.Array]:
@@ -360,6 +399,31 @@ def _plain(field: pa.Field) -> pa.Field:
 
 def _is_store(uri: str) -> bool:
     return any(True for _ in open_files(uri).list("runs"))
+
+
+def _specs(uri: str, settings: Settings) -> Place | None:
+    """The place of a folder that `curate synth --specs-only` made, None when it is another one."""
+    folder = Path(uri)
+    try:
+        if not json.loads((folder / "manifest.json").read_bytes())["specs_only"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    shards = {path.name: (str(path), "parquet") for path in sorted((folder / "shards").glob("synth-*.parquet"))}
+    return Place(uri, "specs", "keep" if settings.keep_specs else "draw", InputSpec(uri), shards)
+
+
+def _sized(path: str, keep: bool) -> tuple[pa.Table, dict[str, pa.Array]]:
+    """A shard of specs; width, height and length of each picture (or of its spec), null where a row is infeasible."""
+    table = pq.read_table(path)
+    sizes: list[tuple[int, int, int] | None] = []
+    for text in table["synth_spec"].to_pylist():
+        width, height = json.loads(text)["size"] if text else (0, 0)
+        sizes.append((width, height, len(text.encode()) if keep else width * height * 2 // 7) if text else None)
+    names = ("width", "height", "bytes")
+    columns = {name: pa.array([size and size[i] for size in sizes], pa.int64()) for i, name in enumerate(names)}
+    # What shards hold is the spec, and a picture is checked by its hash.
+    return table, columns | ({"sha256": table["synth_spec_sha"]} if keep else {})
 
 
 def _folder(uri: str) -> Place:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.errors import UsageError
+from curate.synth.pool import worked
 from curate.synth.sample import SCHEMA, rendered_again
-from curate.synth.shards import open_world
+from curate.synth.shards import open_world, rows_of
+from curate.synth.spec import World
 
 
 class Specs:
@@ -59,27 +59,35 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def render_shards(folder: Path, out: Path, workers: int) -> int:
-    """Shards with pictures in `out` from the specs in `folder`; returns the rows."""
+    """Shards with pictures in `out` from the specs in `folder`; returns the rows. Shards that are there are kept."""
     out.mkdir(parents=True, exist_ok=True)
-    tasks = [(folder, path, out / path.name) for path in shard_paths(folder)]
-    if workers <= 1 or len(tasks) == 1:
-        return sum(_shard(task) for task in tasks)
-    with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
-        return sum(pool.map(_shard, tasks))
+    for left_over in out.glob(".synth-*"):
+        left_over.unlink(missing_ok=True)  # of a call that was killed
+    tasks = [(path, out / path.name) for path in shard_paths(folder)]
+    return sum(worked(_shard, tasks, workers, _load, folder))
 
 
-def _shard(task: tuple[Path, Path, Path]) -> int:
-    folder, path, to = task
-    world = open_world(folder)
+_WORLDS: list[World] = []  # of a worker process: one
+
+
+def _load(folder: Path) -> None:
+    _WORLDS[:] = [open_world(folder)]
+
+
+def _shard(task: tuple[Path, Path]) -> int:
+    path, to = task
     file = pq.ParquetFile(path)
+    rows = int(file.metadata.num_rows)
+    if rows_of(to) == rows:
+        return rows
     partial = to.with_name(f".{to.name}.{os.getpid()}")
     with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for batch in _batches(file):
             for row in batch:
-                row["image"] = rendered_again(world, row["synth_spec"]) if row["synth_spec"] else None
+                row["image"] = rendered_again(_WORLDS[0], row["synth_spec"]) if row["synth_spec"] else None
             writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
     partial.replace(to)
-    return int(file.metadata.num_rows)
+    return rows
 
 
 def _batches(file: pq.ParquetFile) -> Iterator[list[dict[str, Any]]]:

@@ -157,6 +157,17 @@ THINGS = {
     "banner": (
         "{ground}的墙前挂着一条{paper}的横幅", "{paper} cloth banner in front of a {ground} wall", "横幅", "banner",
     ),
+    "photograph": (
+        "一张海报，上半部分是照片：{base}，下半部分是{ground}底色",
+        "poster with a photograph above ({base}) and a {ground} field below", "海报", "poster",
+    ),
+    "photograph below": (
+        "一张海报，下半部分是照片：{base}，上半部分是{ground}底色",
+        "poster with a {ground} field above and a photograph below ({base})", "海报", "poster",
+    ),
+    "road sign": (
+        "虚化的背景前立着一块{paper}的路牌", "{paper} road sign in front of a blurred background", "路牌", "road sign",
+    ),
     "neon": (
         "夜晚的深色砖墙上亮着霓虹灯字", "neon sign glowing on a dark brick wall at night", "霓虹灯招牌", "neon sign",
     ),
@@ -210,10 +221,11 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
     zh["says"], en["reads"] = _said(words, say["way"], zh["quotes"], en["quotes"])
     en["read"] = en["reads"].replace("reads", "read", 1)
     en["reading"] = en["reads"].replace("reads", "reading", 1)
-    if spec["tier"] == "composed":
+    if spec["ground"]["kind"] == "photo":
         photograph = world.photographs[spec["ground"]["id"]]
         zh["base"] = photograph.zh or "一张照片"
         en["base"] = photograph.en or "A photograph"
+    if spec["tier"] == "composed":
         if say["carrier"]:
             paper = name(colored(say["paper"]))
             zh["carrier"], en["carrier"] = {
@@ -222,14 +234,34 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
                 "wood": (f"一块{paper[1]}的木牌", f"{_a(paper[0])} wooden sign"),
             }[say["carrier"]]
     elif spec["tier"] == "structured":
-        thing_zh, thing_en, zh["noun"], en["noun"] = THINGS[spec["layout"]]
-        zh["thing"], en["thing"] = thing_zh.format_map(zh), thing_en.format_map(en | {"a_ground": _a(en["ground"])})
+        thing_zh, thing_en, zh["noun"], en["noun"] = THINGS[_thing(spec)]
+        zh["thing"] = thing_zh.format_map(zh)
+        en["thing"] = thing_en.format_map(
+            {slot: text[:1].lower() + text[1:] for slot, text in en.items()} | _articled(en)
+        )
+        if "wall" in say:
+            wall_en, wall_zh = name(colored(say["wall"]))
+            zh["thing"] = f"{wall_zh}的墙上贴着{zh['thing']}"
+            en["thing"] += f", put up on {_a(wall_en)} wall"
         zh["parts"], en["parts"] = _parts(spec)
     for slot in list(en):
         en[f"a_{slot}"] = _a(en[slot])
         en[f"A_{slot}"] = _sentence(en[slot] if slot == "carrier" else _a(en[slot]))
         en[slot.capitalize()] = _sentence(en[slot])
     return zh, en
+
+
+def _thing(spec: Spec) -> str:
+    """The key of THINGS: a layout, or a kind of it that looks different."""
+    if spec["ground"]["kind"] != "photo":
+        return str(spec["layout"])
+    if spec["layout"] == "road":
+        return "road sign"
+    return "photograph" if spec["say"]["photograph"] == "top" else "photograph below"
+
+
+def _articled(slots: dict[str, str]) -> dict[str, str]:
+    return {f"a_{slot}": _a(text) for slot, text in slots.items()}
 
 
 def _said(words: list[str], way: str, quotes_zh: str, quotes_en: str) -> tuple[str, str]:
@@ -250,9 +282,11 @@ def _parts(spec: Spec) -> tuple[str, str]:
     layout = spec["layout"]
     if layout == "couplet":
         (right,), (left,), (above,) = roles["right"], roles["left"], roles["above"]
+        leaves = roles.get("leaf", [])
         return (
-            f"右联写着“{right}”，左联写着“{left}”，横批是“{above}”",
-            f'the right strip reads "{right}", the left strip reads "{left}" and the strip above reads "{above}"',
+            f"右联写着“{right}”，左联写着“{left}”，横批是“{above}”" + (f"，门上贴着“{leaves[0]}”字" if leaves else ""),
+            f'the right strip reads "{right}", the left strip reads "{left}" and the strip above reads "{above}"'
+            + (f', and each leaf of the door bears a diamond with "{leaves[0]}"' if leaves else ""),
         )
     if layout == "list":
         rows = list(zip(roles["item"], roles["price"], strict=True))

@@ -36,27 +36,21 @@ def check(drawn: Rendered) -> tuple[str, float]:
 
 def contrasts(drawn: Rendered) -> list[float]:
     """Contrast of every glyph, 1..21; a character without ink (a space) has no glyph."""
-    height, width = drawn.ink.shape
-    boxes = []
-    for glyph in drawn.glyphs:
-        (x0, y0), (x1, y1) = glyph.quad.min(0), glyph.quad.max(0)
-        boxes.append((max(0, int(x0) - 2), max(0, int(y0) - 2), min(width, int(x1) + 3), min(height, int(y1) + 3)))
-    left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    right, bottom = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    quads = np.stack([glyph.quad for glyph in drawn.glyphs])
+    low = np.maximum(0, quads.min(1).astype(int) - 2)
+    high = np.minimum(drawn.ink.shape[::-1], quads.max(1).astype(int) + 3)
+    (left, top), (right, bottom) = low.min(0).tolist(), high.max(0).tolist()
     ink = drawn.ink[top:bottom, left:right]
-    near = cv2.dilate(ink, NEAR)
-    ring = (cv2.dilate(ink, RING) > 64) & (near <= 16)
+    apart = cv2.compare(cv2.dilate(ink, NEAR), 16, cv2.CMP_LE)
+    ring = np.asarray(apart & cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)).view(np.bool_)
     lights = luminances(drawn.rgb[top:bottom, left:right])
     found = []
-    for x0, y0, x1, y1 in boxes:
-        cut = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    for x0, y0, x1, y1 in np.concatenate([low - (left, top), high - (left, top)], 1).tolist():
+        cut = slice(y0, y1), slice(x0, x1)
         light, cover = lights[cut], ink[cut]
         core = light[cover >= CORE * max(1, int(cover.max()))]
         around = light[ring[cut]]
-        if not core.size or not around.size:
-            found.append(1.0)
-            continue
-        found.append(ratio(_median(core), _median(around)))
+        found.append(ratio(_median(core), _median(around)) if core.size and around.size else 1.0)
     return found
 
 

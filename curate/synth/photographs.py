@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from curate.errors import UsageError
+from curate.synth.colors import RGB
 from schemas.errors import RowError
 from workers.picture import Limits, decode
 
@@ -44,20 +45,18 @@ WHERE = (
     "AND aspect BETWEEN 0.5 AND 2.2"
 )
 
-# Photographs that installed packages carry: file, package, and what they show.
+# Photographs that installed packages carry: file, package, what they show, and the colour of grey ones (a sign in
+# colour on a grey wall looks pasted on).
 SAMPLES = (
-    ("coffee.png", "skimage", "A cup of coffee on a wooden table", "木桌上放着一杯咖啡"),
-    ("chelsea.png", "skimage", "A close-up of a tabby cat", "一只虎斑猫的特写"),
-    ("rocket.jpg", "skimage", "A rocket on its launch pad at dusk", "黄昏时分，火箭矗立在发射台上"),
-    ("hubble_deep_field.jpg", "skimage", "Distant galaxies in a black sky", "漆黑的太空中散布着遥远的星系"),
-    ("grass.png", "skimage", "A close view of grass, black and white", "一片草地的黑白近景"),
-    ("gravel.png", "skimage", "A bed of gravel, black and white", "一片碎石的黑白照片"),
-    ("brick.png", "skimage", "A brick wall, black and white", "一面砖墙的黑白照片"),
-    ("moon.png", "skimage", "The surface of the moon", "月球表面"),
-    ("motorcycle_left.png", "skimage", "A motorcycle in a garage", "车库里停着一辆摩托车"),
-    ("china.jpg", "sklearn", "A Chinese temple with a curved roof among trees", "绿树间一座飞檐翘角的中式庙宇"),
-    ("flower.jpg", "sklearn", "An orange and red flower in front of dark green leaves", "深绿色叶子前的一朵橙红色花"),
-)
+    ("coffee.png", "skimage", "A cup of coffee on a wooden table", "木桌上放着一杯咖啡", None),
+    ("rocket.jpg", "skimage", "A rocket on its launch pad at dusk", "黄昏时分，火箭矗立在发射台上", None),
+    ("grass.png", "skimage", "A close view of a lawn", "一片草地的近景", (104, 122, 66)),
+    ("gravel.png", "skimage", "A bed of gravel", "一片碎石", (196, 184, 168)),
+    ("brick.png", "skimage", "A brick wall", "一面砖墙", (206, 140, 112)),
+    ("motorcycle_left.png", "skimage", "A motorcycle in a garage", "车库里停着一辆摩托车", None),
+    ("china.jpg", "sklearn", "A Chinese temple with a curved roof among trees", "绿树间一座飞檐翘角的中式庙宇", None),
+    ("flower.jpg", "sklearn", "An orange and red flower in front of dark leaves", "深色叶子前的一朵橙红色花", None),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,16 +180,18 @@ def _of_folder(folder: Path, side_px: int) -> Iterator[dict[str, object]]:
 
 
 def _samples(side_px: int) -> Iterator[dict[str, object]]:
-    for name, package, en, zh in SAMPLES:
+    for name, package, en, zh, tint in SAMPLES:
         found = find_spec(package)
         if found and found.submodule_search_locations:
             root = Path(found.submodule_search_locations[0])
             folder = root / "data" if package == "skimage" else root / "datasets" / "images"
             if (folder / name).exists():
-                yield from _row(name, (folder / name).read_bytes(), en, zh, [], side_px)
+                yield from _row(name, (folder / name).read_bytes(), en, zh, [], side_px, tint)
 
 
-def _row(id: str, data: bytes, en: str, zh: str, avoid: Sequence[Box], side_px: int) -> Iterator[dict[str, object]]:
+def _row(
+    id: str, data: bytes, en: str, zh: str, avoid: Sequence[Box], side_px: int, tint: RGB | None = None
+) -> Iterator[dict[str, object]]:
     try:
         rgb = decode(data, Limits()).rgb
     except RowError:
@@ -199,6 +200,8 @@ def _row(id: str, data: bytes, en: str, zh: str, avoid: Sequence[Box], side_px: 
     scale = min(1.0, ROOM * side_px / min(width, height))
     width, height = round(width * scale), round(height * scale)
     rgb = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if tint:
+        rgb = np.minimum(rgb * (np.array(tint, np.float32) / np.mean(rgb)), 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=QUALITY)
     thumb = cv2.resize(rgb, _thumb_size(width, height), interpolation=cv2.INTER_AREA)

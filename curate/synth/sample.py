@@ -6,15 +6,17 @@ row = rendered_again(world, row["synth_spec"])      # a data loader's way from s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from curate.synth.captions import captions, texts
 from curate.synth.check import check
 from curate.synth.render import Rendered, encode, render
-from curate.synth.spec import ATTEMPTS, Spec, Unfit, World, digest, draw_spec, to_json
+from curate.synth.spec import ATTEMPTS, Spec, Unfit, World, draw_spec, to_json
 
 QUADS = pa.list_(pa.list_(pa.float32()))
 SCHEMA = pa.schema(
@@ -66,7 +68,7 @@ def rendered_again(world: World, spec: str) -> bytes:
 
 def row_of(world: World, spec: Spec, drawn: Rendered, contrast: float) -> dict[str, Any]:
     """The columns of a drawn spec, without the image."""
-    told = captions(spec, world)
+    told, text = captions(spec, world), to_json(spec)
     language = "en" if spec["say"]["coin"] else "zh"
     return {
         "caption": told[language],
@@ -78,10 +80,10 @@ def row_of(world: World, spec: Spec, drawn: Rendered, contrast: float) -> dict[s
         "synth_tier": spec["tier"],
         "synth_layout": spec["layout"],
         "synth_index": spec["index"],
-        "synth_spec": to_json(spec),
-        "synth_spec_sha": digest(spec),
-        "synth_lines": [quad.reshape(-1).round(1).tolist() for quad in drawn.lines],
-        "synth_glyphs": [glyph.quad.reshape(-1).round(1).tolist() for glyph in drawn.glyphs],
+        "synth_spec": text,
+        "synth_spec_sha": hashlib.sha256(text.encode()).hexdigest(),
+        "synth_lines": np.stack(drawn.lines).reshape(-1, 8).round(1).tolist(),
+        "synth_glyphs": np.stack([glyph.quad for glyph in drawn.glyphs]).reshape(-1, 8).round(1).tolist(),
         "synth_contrast": contrast,
         "synth_template_zh": told["zh_template"],
         "synth_template_en": told["en_template"],

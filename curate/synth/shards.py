@@ -16,13 +16,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from curate.errors import CurateError, UsageError
 from curate.recipe import read_tables, section
 from curate.synth import fonts, photographs, words
+from curate.synth.pool import worked
 from curate.synth.sample import SCHEMA, SPEC_SCHEMA, sample
 from curate.synth.spec import SPEC_VERSION, Synth, World, sizes
 
@@ -76,11 +73,12 @@ def generate(out: Path, rows: int, seed: int, synth: Synth, workers: int, specs_
     wanted = [(number, min(synth.rows_per_shard, rows - number * synth.rows_per_shard))
               for number in range(-(-rows // synth.rows_per_shard))]  # fmt: skip
     (out / "shards").mkdir(exist_ok=True)
-    missing = [(number, count) for number, count in wanted if _rows_of(_shard(out, number)) != count]
+    missing = [(number, count) for number, count in wanted if rows_of(_shard(out, number)) != count]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("rows", total=rows, completed=rows - sum(count for _, count in missing))
-        for made in _made(out, world, seed, missing, min(workers, len(missing)), specs_only):
+        tasks = [(out, seed, number, count, specs_only) for number, count in missing]
+        for made in worked(_work, tasks, workers, _load, out, world.synth, world.faces):
             progress.advance(task, made)
     for left_over in (out / "shards").glob(".synth-*"):
         left_over.unlink(missing_ok=True)  # of a run that was killed
@@ -197,52 +195,24 @@ def _shard(out: Path, number: int) -> Path:
     return out / "shards" / f"synth-{number:05d}.parquet"
 
 
-def _rows_of(path: Path) -> int | None:
+def rows_of(path: Path) -> int | None:
+    """Rows of a finished shard; None when there is none, or half of one."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException):
         return None
 
 
-def _made(
-    out: Path, world: World, seed: int, missing: list[tuple[int, int]], workers: int, specs_only: bool
-) -> Iterator[int]:
-    """Make the shards; yields the rows of each as it is finished."""
-    if workers <= 1:
-        for number, count in missing:
-            yield _write(out, world, seed, number, count, specs_only)
-        return
-    # spawn: OpenCV's and Arrow's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _load, (out, world.synth, world.faces)) as pool:
-        # Workers start with Ctrl-C blocked, as they inherit it, and end by it quietly once they have loaded.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            waiting = [pool.submit(_work, out, seed, number, count, specs_only) for number, count in missing]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            for done in as_completed(waiting):
-                yield done.result()
-        except BrokenProcessPool:
-            raise CurateError(
-                f"{out}: a worker process was killed, perhaps for want of memory; its finished shards stay: "
-                "run the same command again, with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 _WORLDS: list[World] = []  # of a worker process: one
 
 
 def _load(out: Path, synth: Synth, faces: tuple[fonts.Face, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     pictures = photographs.Photographs(out / "photographs.arrow")
     _WORLDS[:] = [World(words.load(out / "lexicon.tsv"), faces, pictures, synth, read_quarantine(synth.quarantine))]
 
 
-def _work(out: Path, seed: int, number: int, count: int, specs_only: bool) -> int:
+def _work(task: tuple[Path, int, int, int, bool]) -> int:
+    out, seed, number, count, specs_only = task
     return _write(out, _WORLDS[0], seed, number, count, specs_only)
 
 

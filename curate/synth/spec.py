@@ -26,9 +26,11 @@ from curate.synth.fonts import Face
 from curate.synth.photographs import Photograph, Photographs
 from curate.synth.words import Lexicon, Words
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 REUSE = 4  # consecutive samples share a photograph, so that each is decoded once for four pictures
 ATTEMPTS = 8
+SHEETS = ("paper", "wood", "cloth", "metal")  # materials of the shape `sheet`, by number
+PAPER, WOOD, CLOTH, METAL = range(4)
 
 Spec = dict[str, Any]
 
@@ -103,19 +105,19 @@ def draw_spec(world: World, seed: int, index: int, attempt: int = 0) -> Spec:
     layout = first.weighted(LAYOUTS[tier])
     draw = Draw("attempt", SPEC_VERSION, seed, index, attempt)
     page = Page(world, draw, Words(world.lexicon, seed, index, draw), width, height, attempt)
-    if tier == "composed":
-        chosen = Draw("photograph", seed, index // REUSE)
-        page.photograph = chosen.pick(world.photographs.items)
+    if tier != "pure" and world.photographs.items:
+        page.photograph = Draw("photograph", seed, index // REUSE).pick(world.photographs.items)
     layout(page)
     spec: Spec = {"v": SPEC_VERSION, "seed": seed, "index": index, "attempt": attempt, "size": [width, height]}
     spec |= {"tier": tier, "layout": page.layout, "ground": page.ground, "shapes": page.shapes, "lines": page.lines}
-    if page.plane:
-        spec["plane"] = page.plane
+    for key in ("plane", "behind", "lamp"):
+        if value := getattr(page, key):
+            spec[key] = value
     spec["say"] = page.say | {"zh": draw.whole(0, 999), "en": draw.whole(0, 999), "coin": int(draw.chance(0.5))}
     spec |= {"refused": page.refused, "rare": page.words.turns}
     blur = draw.whole(3, 6) if draw.chance(0.3) else 0
     quality = min(100, max(1, world.synth.quality + draw.whole(-4, 3)))
-    spec["finish"] = [draw.whole(0, 6), draw.whole(0, 511), draw.whole(0, 511), blur, quality]
+    spec["finish"] = [draw.whole(0, 4), draw.whole(0, 511), draw.whole(0, 511), blur, quality]
     for line in page.lines:
         if cell(spec, line, world.by_id[line["f"]]) in world.quarantine:
             raise Unfit("quarantined")
@@ -162,7 +164,11 @@ def ems(text: str) -> float:
 
 @dataclass
 class Page:
-    """A spec under construction: what a layout writes on."""
+    """A spec under construction: what a layout writes on.
+
+    `plane` is a sign that shapes and lines lie on; `behind` are shapes between it and the ground; `lamp` is where the
+    light comes from (x and y in hundredths of the picture) and by how much it falls off, percent.
+    """
 
     world: World
     draw: Draw
@@ -173,8 +179,10 @@ class Page:
     layout: str = ""
     ground: dict[str, Any] = field(default_factory=dict)
     plane: dict[str, Any] = field(default_factory=dict)
+    behind: list[list[Any]] = field(default_factory=list)
     shapes: list[list[Any]] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    lamp: list[int] = field(default_factory=list)
     say: dict[str, Any] = field(default_factory=dict)
     photograph: Photograph | None = None
     refused: int = 0
@@ -229,8 +237,14 @@ class Page:
 
     def shape(self, kind: str, color: RGB, *numbers: float) -> None:
         """Add a shape: rect x y w h [radius percent], frame x y w h thickness, disc x y r, ring x y r thickness,
-        line x1 y1 x2 y2 thickness, dots x1 y x2 step, poly x1 y1 x2 y2 ..."""
+        line x1 y1 x2 y2 thickness, dots x1 y x2 step, poly x1 y1 x2 y2 ..., sheet x y w h material (see SHEETS), shadow
+        x y w h sigma percent, blur sigma (of all that was drawn before), and what
+        fittings.py is able to build."""
         self.shapes.append([kind, hexed(color), *(round(number) for number in numbers)])
+
+    def back(self, kind: str, color: RGB, *numbers: float) -> None:
+        """Add a shape that lies behind the plane, on the ground: poles, ropes."""
+        self.behind.append([kind, hexed(color), *(round(number) for number in numbers)])
 
     def latin(self) -> str:
         """English words or figures as they stand on signs."""
@@ -271,6 +285,13 @@ class Page:
         values = np.sort(luminances(cut), axis=None)
         return float(values[int(0.05 * (values.size - 1))]), float(values[int(0.95 * (values.size - 1))])
 
+    def on_photograph(self) -> tuple[int, int, int, int]:
+        """Make a part of the photograph the ground; returns its crop: left, top, width, height."""
+        assert self.photograph is not None
+        crop = self.crop()
+        self.ground = {"kind": "photo", "id": self.photograph.id, "crop": list(crop)}
+        return crop
+
     def crop(self) -> tuple[int, int, int, int]:
         """A part of the photograph in the picture's aspect, over 3/4 of the largest one: left, top, width, height."""
         assert self.photograph is not None
@@ -285,22 +306,29 @@ class Page:
         One of the three calmest of 24 places; the texture is the gradient of the thumbnail's luma.
         """
         assert self.photograph is not None
-        sums = self.photograph.texture
-        scale = self.photograph.thumb.shape[1] / self.photograph.width
-        zoom = crop[2] / self.width
         margin = round(0.03 * self.side)
         found = []
         for _ in range(24):
             left = self.draw.whole(margin, max(margin, self.width - width - margin))
             top = self.draw.whole(margin, max(margin, self.height - height - margin))
-            x0, y0 = (crop[0] + left * zoom) * scale, (crop[1] + top * zoom) * scale
-            x1, y1 = x0 + width * zoom * scale, y0 + height * zoom * scale
-            a, b = min(int(x0), sums.shape[1] - 2), min(int(y0), sums.shape[0] - 2)
-            c, d = min(max(a + 1, int(x1)), sums.shape[1] - 1), min(max(b + 1, int(y1)), sums.shape[0] - 1)
-            energy = int(sums[d, c]) - int(sums[b, c]) - int(sums[d, a]) + int(sums[b, a])
-            found.append((energy / ((c - a) * (d - b)), left, top))
+            found.append((self.texture(crop, (left, top, width, height)), left, top))
         _, left, top = self.draw.pick(sorted(found)[:3])
         return left, top
+
+    def texture(self, crop: tuple[int, int, int, int], box: tuple[float, float, float, float]) -> float:
+        """Mean gradient of the photograph under a box (left, top, width, height, px of the picture); faces and text
+        count as very rough."""
+        assert self.photograph is not None
+        sums = self.photograph.texture
+        scale = self.photograph.thumb.shape[1] / self.photograph.width
+        zoom = crop[2] / self.width
+        left, top, width, height = box
+        x0, y0 = (crop[0] + left * zoom) * scale, (crop[1] + top * zoom) * scale
+        x1, y1 = x0 + width * zoom * scale, y0 + height * zoom * scale
+        a, b = min(int(x0), sums.shape[1] - 2), min(int(y0), sums.shape[0] - 2)
+        c, d = min(max(a + 1, int(x1)), sums.shape[1] - 1), min(max(b + 1, int(y1)), sums.shape[0] - 1)
+        energy = int(sums[d, c]) - int(sums[b, c]) - int(sums[d, a]) + int(sums[b, a])
+        return energy / ((c - a) * (d - b))
 
 
 ENGLISH = (

@@ -16,10 +16,7 @@ import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +30,12 @@ from rich.console import Console
 from curate.synth import check
 from curate.synth.again import shard_paths
 from curate.synth.colors import AFTER
+from curate.synth.fonts import Face
+from curate.synth.photographs import Photographs
+from curate.synth.pool import worked
 from curate.synth.render import Rendered, clean, encode, render
-from curate.synth.spec import Spec, World, cell
+from curate.synth.spec import Spec, Synth, World, cell
+from curate.synth.words import LEVEL_1, Lexicon
 from workers.ocr import RapidOcr, revision
 
 Bytes = npt.NDArray[np.uint8]
@@ -49,6 +50,9 @@ CHUNK = 20
 SAME = str.maketrans(
     {"￥": "¥", "：": ":", "，": ",", "（": "(", "）": ")", "！": "!", "？": "?", "“": '"', "”": '"', "。": "."}
 )
+
+# GB2312's characters of level 1: a line that has others too is harder for OCR than for people.
+COMMON = frozenset(LEVEL_1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def verify(out: Path, world: World, rows: int, workers: int, console: Console) -
     reads: list[Read] = []
     checked: list[Row] = []
     with console.status("reading back") if console.is_terminal else console:
-        for lines, done in _worked(world, chunks, min(workers, len(chunks))):
+        parts = (world.synth, world.faces, world.lexicon, world.photographs.path)
+        for lines, done in worked(_work, chunks, workers, _load, *parts):
             reads += lines
             checked += done
     found = summary(reads, checked)
@@ -165,12 +170,15 @@ def summary(reads: list[Read], rows: list[Row]) -> dict[str, Any]:
     for read in paired:
         groups[read.face, read.effect, read.size].append(read)
     cells = [_cell(*key, found) for key, found in sorted(groups.items())]
+    common = [read for read in reads if not any(c > "\u2e7f" and c not in COMMON for c in plain(read.text))]
     return {
         "rows": len(rows), "lines": len(reads), "characters": characters,
         "clean_exact": len(paired), "exact": len(exact),
         "exact_share": _share(len(exact), len(paired)),
         "clean_cer": _share(sum(read.clean_edits for read in reads), characters),
         "scene_cer": _share(sum(read.scene_edits for read in reads), characters),
+        "common_lines": len(common),
+        "clean_cer_common": _share(sum(r.clean_edits for r in common), sum(len(plain(r.text)) for r in common)),
         "paired_cer": _share(sum(read.scene_edits for read in paired), paired_characters),
         "glyphs": glyphs, "faint": sum(row.faint for row in rows),
         "least_contrast": min((r.least for r in rows), default=0),
@@ -245,27 +253,11 @@ def _cut(pixels: Bytes, quad: Quad, wide: int, high: int) -> Bytes:
     return np.asarray(cut, np.uint8)
 
 
-def _worked(world: World, chunks: list[list[dict[str, Any]]], workers: int) -> Iterator[tuple[list[Read], list[Row]]]:
-    if workers <= 1:
-        ocr = RapidOcr()
-        for chunk in chunks:
-            yield _gathered(ocr, world, chunk)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _load, (world.synth, world.faces, _paths(world))) as pool:
-        yield from pool.map(_work, chunks)
-
-
 _LOADED: list[tuple[RapidOcr, World]] = []  # of a worker process: one
 
 
-def _paths(world: World) -> tuple[Any, Any]:
-    return world.lexicon, world.photographs.path
-
-
-def _load(synth: Any, faces: Any, parts: tuple[Any, Any]) -> None:
-    from curate.synth.photographs import Photographs
-
-    _LOADED[:] = [(RapidOcr(), World(parts[0], faces, Photographs(parts[1]), synth))]
+def _load(synth: Synth, faces: tuple[Face, ...], lexicon: Lexicon, pictures: Path | None) -> None:
+    _LOADED[:] = [(RapidOcr(), World(lexicon, faces, Photographs(pictures), synth))]
 
 
 def _work(chunk: list[dict[str, Any]]) -> tuple[list[Read], list[Row]]:

@@ -1,0 +1,242 @@
+"""Lines of text: every glyph is drawn by itself, so that its quad is known and not measured.
+
+A glyph's cell is as wide as its advance and as high as its size, centred on the ink of 国: the default anchor places
+CJK text by the font's ascender, which sets Noto's glyphs 17 px too low at 48 px. A cell grows where ink leaves it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from curate.synth.canvas import Bytes, Glyph, Quad, Reals, Sheet, blend, moved, shine
+from curate.synth.fonts import Face, opened
+from curate.synth.spec import colored
+
+PITCH = 1.06  # of vertical lines, in units of the size
+
+
+@lru_cache(4096)
+def _middle(path: str, index: int, px: int) -> float:
+    """How far the middle of 国 lies below the baseline (negative: above it), px."""
+    _, top, _, bottom = opened(path, index, px).getbbox("国", anchor="ls")
+    return (top + bottom) / 2
+
+
+@lru_cache(65536)
+def _advance(path: str, index: int, px: int, character: str) -> float:
+    if character > "\u2e7f" and character not in "·“”":
+        return float(px)
+    return float(opened(path, index, px).getlength(character))
+
+
+@lru_cache(8192)
+def _bitmap(path: str, index: int, px: int, character: str) -> tuple[Bytes, int, int]:
+    """Coverage of a character 0..255, and the offset of its corner from the origin on the baseline."""
+    mask, (left, top) = opened(path, index, px).getmask2(character, "L", anchor="ls")
+    # `bytes(mask)` goes through Python's sequence protocol: 56 us a glyph where this takes 19.
+    return np.asarray(Image.Image()._new(mask)), int(left), int(top)
+
+
+def _places(line: dict[str, Any], face: Face) -> list[tuple[str, float, float, float, float]]:
+    """Character, middle of its cell (x, y), its turn in radians and advance, for each character of a line."""
+    px, text = line["s"], line["t"]
+    gap = line.get("gap", 0)
+    turn = math.radians(line.get("turn", 0) / 10)
+    x, y = line["at"]
+    if line["d"] == "v":
+        step = px + gap if gap else px * PITCH
+        top = y - (len(text) - 1) * step / 2
+        return [(c, float(x), top + number * step, 0.0, float(px)) for number, c in enumerate(text)]
+    advances = [_advance(face.path, face.index, px, c) for c in text]
+    total = sum(advances) + gap * (len(text) - 1)
+    start = {"l": 0.0, "c": -total / 2, "r": -total}[line["al"]]
+    places = []
+    for c, advance in zip(text, advances, strict=True):
+        along = start + advance / 2
+        if "arc" in line:
+            radius = line["arc"]
+            angle = along / radius
+            place = (x + radius * math.sin(angle), y + radius * (1 - math.cos(angle)), angle)
+        else:
+            place = (x + along * math.cos(turn), y + along * math.sin(turn), turn)
+        places.append((c, *place, advance))
+        start += advance + gap
+    return places
+
+
+def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Reals | None) -> None:
+    """Draw a line of text with its effects; remember its quads."""
+    px = line["s"]
+    high, wide = sheet.rgb.shape[:2]
+    places = _places(line, face)
+    middle = _middle(face.path, face.index, px)
+    reach = math.ceil(0.75 * px) + _reach(line)
+    xs, ys = [place[1] for place in places], [place[2] for place in places]
+    x0, y0 = max(0, math.floor(min(xs)) - reach), max(0, math.floor(min(ys)) - reach)
+    x1, y1 = min(wide, math.ceil(max(xs)) + reach), min(high, math.ceil(max(ys)) + reach)
+    if x1 <= x0 or y1 <= y0:
+        sheet.overlap = True
+        return
+    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    number = len(sheet.lines)
+    cells = []
+    for character, cx, cy, angle, advance in places:
+        bits, left, top = _bitmap(face.path, face.index, px, character)
+        # The origin of the glyph, seen from the middle of its cell.
+        ox, oy = -advance / 2 + left, -middle + top
+        if angle:
+            ox, oy = _paste_turned(mask, bits, (cx - x0, cy - y0), (ox, oy), angle)
+        else:
+            ix, iy = round(cx + ox), round(cy + oy)
+            _paste(mask, bits, ix - x0, iy - y0)
+            cx, cy = ix - ox, iy - oy  # where rounding to whole pixels has put the middle
+        cell = _cell(bits, (ox, oy), advance, px, (cx, cy), angle)
+        cells.append(cell)
+        if bits.size:
+            sheet.glyphs.append(Glyph(character, number, cell))
+            if sheet.labels is not None:
+                _label(sheet.labels, bits, (cx, cy), (ox, oy), angle, len(sheet.glyphs))
+    sheet.lines.append(_around(cells) if "arc" in line else _line_quad(cells, line["d"] == "v"))
+    ink = sheet.ink[y0:y1, x0:x1]
+    if int(cv2.min(ink, mask).max(initial=0)) > 64:
+        sheet.overlap = True
+    np.maximum(ink, mask, out=ink)
+    _paint(sheet.rgb[y0:y1, x0:x1], mask, line, None if shade is None else shade[y0:y1, x0:x1])
+
+
+def _reach(line: dict[str, Any]) -> int:
+    """How far effects go beyond the glyphs, px."""
+    reach = 4
+    if "out" in line:
+        reach += int(line["out"][0])
+    if "sh" in line:
+        reach += max(abs(line["sh"][0]), abs(line["sh"][1])) + 3 * int(line["sh"][2])
+    if "glow" in line:
+        reach += line["s"]
+    return reach
+
+
+def _paste(mask: Bytes, bits: Bytes, x: int, y: int) -> None:
+    """The larger of both coverages where a bitmap lies on a mask; parts outside are cut off."""
+    high, wide = bits.shape
+    a, b = max(0, x), max(0, y)
+    c, d = min(mask.shape[1], x + wide), min(mask.shape[0], y + high)
+    if c > a and d > b:
+        on = mask[b:d, a:c]
+        np.maximum(on, bits[b - y : d - y, a - x : c - x], out=on)
+
+
+def _turned(
+    bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float
+) -> tuple[Bytes, int, int]:
+    """A bitmap turned around the middle of its cell, and where its corner is."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    high, wide = bits.shape
+    xs = (offset[0], offset[0] + wide)
+    ys = (offset[1], offset[1] + high)
+    corners = [(middle[0] + x * cos - y * sin, middle[1] + x * sin + y * cos) for x in xs for y in ys]
+    left, top = math.floor(min(x for x, _ in corners)) - 1, math.floor(min(y for _, y in corners)) - 1
+    right, bottom = math.ceil(max(x for x, _ in corners)) + 1, math.ceil(max(y for _, y in corners)) + 1
+    # Pixel (i, j) of the bitmap has its middle at offset + (i, j) + 0.5.
+    x, y = offset[0] + 0.5, offset[1] + 0.5
+    shift_x = middle[0] + x * cos - y * sin - 0.5 - left
+    shift_y = middle[1] + x * sin + y * cos - 0.5 - top
+    matrix = np.array([[cos, -sin, shift_x], [sin, cos, shift_y]])
+    turned = cv2.warpAffine(bits, matrix, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+    return np.asarray(turned, np.uint8), left, top
+
+
+def _paste_turned(
+    mask: Bytes, bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float
+) -> tuple[float, float]:
+    if bits.size:
+        turned, left, top = _turned(bits, middle, offset, angle)
+        _paste(mask, turned, left, top)
+    return offset
+
+
+def _label(
+    labels: npt.NDArray[np.uint16], bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float,
+    number: int,
+) -> None:  # fmt: skip
+    if angle:
+        bits, x, y = _turned(bits, middle, offset, angle)
+    else:
+        x, y = round(middle[0] + offset[0]), round(middle[1] + offset[1])
+    high, wide = bits.shape
+    a, b, c, d = max(0, x), max(0, y), min(labels.shape[1], x + wide), min(labels.shape[0], y + high)
+    if c > a and d > b:
+        on = labels[b:d, a:c]
+        on[bits[b - y : d - y, a - x : c - x] > 48] = number
+
+
+def _cell(
+    bits: Bytes, offset: tuple[float, float], advance: float, px: int, middle: tuple[float, float], angle: float
+) -> Quad:
+    """The quad of a glyph: its cell, grown to hold its ink."""
+    left, right, top, bottom = -advance / 2, advance / 2, -px / 2, px / 2
+    if bits.size:
+        left, right = min(left, offset[0]), max(right, offset[0] + bits.shape[1])
+        top, bottom = min(top, offset[1]), max(bottom, offset[1] + bits.shape[0])
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+    if angle:
+        cos, sin = math.cos(angle), math.sin(angle)
+        corners = corners @ np.array([[cos, sin], [-sin, cos]], np.float32)
+    return np.asarray(corners + np.array(middle, np.float32), np.float32)
+
+
+def _line_quad(cells: list[Quad], vertical: bool) -> Quad:
+    """The quad of a straight line, from its first to its last cell; it grows where a cell in between is higher."""
+    first, last = cells[0], cells[-1]
+    ends = [first[0], first[1], last[2], last[3]] if vertical else [first[0], last[1], last[2], first[3]]
+    quad = np.array(ends, np.float32)
+    down = quad[3] - quad[0]
+    across = quad[1] - quad[0]
+    # In the frame of the quad: how far cells go beyond its sides.
+    points = np.concatenate(cells) - quad[0]
+    area = float(across[0] * down[1] - across[1] * down[0])
+    along = (points[:, 0] * down[1] - points[:, 1] * down[0]) / area
+    below = (across[0] * points[:, 1] - across[1] * points[:, 0]) / area
+    low_x, high_x, low_y, high_y = min(0, along.min()), max(1, along.max()), min(0, below.min()), max(1, below.max())
+    corners = ((low_x, low_y), (high_x, low_y), (high_x, high_y), (low_x, high_y))
+    return np.array([quad[0] + x * across + y * down for x, y in corners], np.float32)
+
+
+def _around(cells: list[Quad]) -> Quad:
+    """The upright box around the cells of a bent line."""
+    points = np.concatenate(cells)
+    low, high = points.min(0), points.max(0)
+    return np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]], np.float32)
+
+
+def _paint(rgb: Bytes, mask: Bytes, line: dict[str, Any], shade: Reals | None) -> None:
+    """Lay the colour of a line over the pixels, in the order shadow, glow, outline, ink."""
+    if "sh" in line:
+        dx, dy, blur, percent = line["sh"]
+        soft = moved(np.asarray(cv2.GaussianBlur(mask, (0, 0), blur), np.uint8), dx, dy)
+        blend(rgb, soft, (0, 0, 0), percent / 100)
+    if "glow" in line:
+        shine(rgb, mask, colored(line["glow"]), line["s"] / 7)
+    if "out" in line:
+        width, edge = line["out"]
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+        blend(rgb, np.asarray(cv2.dilate(mask, kernel), np.uint8), colored(edge))
+    if "grad" not in line and shade is None:
+        blend(rgb, mask, colored(line["c"]))
+        return
+    first = np.array(colored(line["c"]), np.float32)
+    color = np.broadcast_to(first, rgb.shape)
+    if "grad" in line:
+        last = np.array(colored(line["grad"]), np.float32)
+        share = np.clip((np.arange(mask.shape[0], dtype=np.float32) / mask.shape[0] - 0.25) * 2, 0, 1)
+        color = np.broadcast_to((first + (last - first) * share[:, None])[:, None, :], rgb.shape)
+    if shade is not None:
+        color = np.minimum(color * shade[..., None], 255)
+    blend(rgb, mask, color.astype(np.uint8))
