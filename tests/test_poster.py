@@ -237,7 +237,7 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
 
 
 def test_cogvlm_is_asked_again_with_the_text_of_the_picture(tmp_path: Path) -> None:
-    """A tiny random checkpoint writes noise, which quotes nothing: a poster gets the clause, rendered text is refused."""
+    """A tiny random checkpoint writes noise: a poster gets the clause, rendered text is refused."""
     from cogvlm_tiny import config_of, write_checkpoint
 
     from workers.cogvlm.captioner import CogVLM

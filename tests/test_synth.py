@@ -526,6 +526,20 @@ def test_ctrl_c_is_one_line_and_the_next_call_goes_on(made: Path, font_folder: P
     assert not list((folder / "shards").glob(".synth-*"))
 
 
+def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import signal\nfrom curate.synth.pool import worked\n\n"
+        "def load():\n    pass\n\ndef work(task):\n    print(task, flush=True)\n    signal.pause()\n\n"
+        "if __name__ == '__main__':\n    list(worked(work, [1, 2, 3, 4], 2, load))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)  # the pipe ends with the last process that can write to it
+
+
 def test_another_seed_or_recipe_is_refused_in_a_folder_with_shards(made: Path, font_folder: Path) -> None:
     synth = recipe(made.parent, font_folder)
     with pytest.raises(UsageError, match="another seed or recipe"):
@@ -628,7 +642,9 @@ def test_cells_that_are_surely_misread_are_quarantined() -> None:
             for i in range(good + bad)
         ]  # fmt: skip
 
-    found = verify.summary([*reads("good", 40, 1), *reads("bad", 30, 10), *reads("few", 5, 5)], [])
+    rare = dataclasses.replace(reads("good", 1, 0)[0], text="潵国", clean="澈国", clean_edits=1)
+    found = verify.summary([*reads("good", 40, 1), *reads("bad", 30, 10), *reads("few", 5, 5), rare], [])
+    assert (found["common_lines"], found["clean_cer_common"], found["clean_cer"]) == (91, 0, 1 / 184)
     assert [cell["face"] for cell in found["cells"] if cell["quarantined"]] == ["bad"]
     assert verify.edits("图书馆", "图书官室") == 2
     assert verify.plain("１２ ３￥：") == "123¥:"

@@ -28,11 +28,15 @@ def on_photograph(page: Page) -> None:
     if wide > 0.94 * page.width or high > 0.94 * page.height:
         raise Unfit("too_large")
     left, top = page.region(crop, wide, high)
+    middle = (left + wide / 2, top + high / 2)
     dark, light = page.under((left, top, wide, high), crop)
     if style == "bare" and not readable(INKS, (dark, light)):
-        style = "panel"
+        style, pad = "panel", round(0.35 * px)
+        right, bottom = min(page.width, left + wide + pad), min(page.height, top + high + pad)
+        left, top = max(0, left - pad), max(0, top - pad)
+        wide, high = right - left, bottom - top
+        dark, light = page.under((left, top, wide, high), crop)
     page.layout = style
-    middle = (left + wide / 2, top + high / 2)
     if style == "bare":
         inks = readable(INKS, (dark, light))
         ink = draw.pick(inks)
