@@ -27,10 +27,11 @@ from curate.progress import Display
 from curate.read import InputSpec, discover
 from curate.recipe import from_tables
 from curate.store import Store
-from curate.synth import captions, check, colors, fonts, layouts, photographs, verify, words
+from curate.synth import captions, check, colors, fonts, photographs, verify, words
 from curate.synth.again import Specs
 from curate.synth.draw import Draw
 from curate.synth.fonts import Face
+from curate.synth.layouts import palette
 from curate.synth.photographs import Photographs
 from curate.synth.render import Glyph, Rendered, clean, encode, render
 from curate.synth.sample import sample
@@ -310,10 +311,10 @@ def test_a_sample_is_the_same_in_any_order(made: Path, world: World) -> None:
 
 
 def test_themes_and_boards_can_be_read() -> None:
-    for ground, ink, second, _ in layouts.THEMES:
+    for ground, ink, second, _ in palette.THEMES:
         for color in (ink, second):
             assert colors.ratio(colors.luminance(ground), colors.luminance(color)) >= colors.BEFORE
-    for board, inks in layouts.BOARDS:
+    for board, inks in palette.BOARDS:
         assert colors.readable(inks, (colors.luminance(board),)), board
 
 

@@ -41,8 +41,7 @@ def contrasts(drawn: Rendered) -> list[float]:
     high = np.minimum(drawn.ink.shape[::-1], quads.max(1).astype(int) + 3)
     (left, top), (right, bottom) = low.min(0).tolist(), high.max(0).tolist()
     ink = drawn.ink[top:bottom, left:right]
-    apart = cv2.compare(cv2.dilate(ink, NEAR), 16, cv2.CMP_LE)
-    ring = np.asarray(apart & cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)).view(np.bool_)
+    ring = (cv2.dilate(ink, NEAR) <= 16) & (cv2.dilate(ink, RING) > 64)
     lights = luminances(drawn.rgb[top:bottom, left:right])
     found = []
     for x0, y0, x1, y1 in np.concatenate([low - (left, top), high - (left, top)], 1).tolist():

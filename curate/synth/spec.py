@@ -328,7 +328,7 @@ class Page:
         a, b = min(int(x0), sums.shape[1] - 2), min(int(y0), sums.shape[0] - 2)
         c, d = min(max(a + 1, int(x1)), sums.shape[1] - 1), min(max(b + 1, int(y1)), sums.shape[0] - 1)
         energy = int(sums[d, c]) - int(sums[b, c]) - int(sums[d, a]) + int(sums[b, a])
-        return energy / ((c - a) * (d - b))
+        return float(energy / ((c - a) * (d - b)))
 
 
 ENGLISH = (

@@ -19,7 +19,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -195,6 +195,7 @@ def coverage(texts: Iterable[str | None]) -> dict[str, int]:
     return {character: counts[character] for character in FLOOR}
 
 
+@lru_cache(1)
 def _jieba() -> list[tuple[str, int, str]]:
     """Word, count and part of speech of jieba's dictionary, read without importing jieba."""
     found = importlib.util.find_spec("jieba")
