@@ -38,12 +38,14 @@ In the store of a main job over these shards they keep these names (none clashes
     colors.py       named colours, contrast
     photographs.py  backgrounds: a store's photographs, or those that installed packages carry
     spec.py         what is drawn: a small JSON of whole numbers
-    layouts.py      plain text, text on photographs, posters, signs, couplets, lists
-    render.py       spec to pixels and quads
+    layouts/        plain text, text on photographs, things of print and of the street
+    render.py       spec to pixels and quads, with canvas.py, grounds.py, shapes.py, fittings.py, lines.py, planes.py
     check.py        contrast of every glyph, ink inside quads and picture
     captions.py     templates in two languages
     sample.py       attempts until every check passes
-    shards.py       the command's run: workers, shards, manifest
+    shards.py       the command's run: shards, manifest
+    pool.py         worker processes
+    again.py        pictures from stored specs
     verify.py       OCR round trip, paired with a clean render
     report.py       the HTML report
 """

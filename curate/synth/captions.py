@@ -96,8 +96,8 @@ COMPOSED_BARE_EN = (
 )
 STRUCTURED_ZH = (
     "{thing}，{parts}。",
-    "图中是{thing}，{parts}。",
-    "这是{thing}，{parts}。",
+    "图中，{thing}，{parts}。",
+    "在这幅画面里，{thing}，{parts}。",
     "画面展示了{thing}，{parts}。",
     "{thing}，文字清晰，{parts}。",
     "一张平面设计风格的图片：{thing}，{parts}。",
@@ -158,12 +158,12 @@ THINGS = {
         "{ground}的墙前挂着一条{paper}的横幅", "{paper} cloth banner in front of a {ground} wall", "横幅", "banner",
     ),
     "photograph": (
-        "一张海报，上半部分是照片：{base}，下半部分是{ground}底色",
-        "poster with a photograph above ({base}) and a {ground} field below", "海报", "poster",
+        "一张海报，上半部分是照片{scene}，下半部分是{ground}底色",
+        "poster with a photograph{scene} above and {a_ground} field below", "海报", "poster",
     ),
     "photograph below": (
-        "一张海报，下半部分是照片：{base}，上半部分是{ground}底色",
-        "poster with a {ground} field above and a photograph below ({base})", "海报", "poster",
+        "一张海报，上半部分是{ground}底色，下半部分是照片{scene}",
+        "poster with {a_ground} field above and a photograph{scene} below", "海报", "poster",
     ),
     "road sign": (
         "虚化的背景前立着一块{paper}的路牌", "{paper} road sign in front of a blurred background", "路牌", "road sign",
@@ -225,6 +225,8 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
         photograph = world.photographs[spec["ground"]["id"]]
         zh["base"] = photograph.zh or "一张照片"
         en["base"] = photograph.en or "A photograph"
+        zh["scene"] = f"（{photograph.zh}）" if photograph.zh else ""
+        en["scene"] = f" ({photograph.en[:1].lower()}{photograph.en[1:]})" if photograph.en else ""
     if spec["tier"] == "composed":
         if say["carrier"]:
             paper = name(colored(say["paper"]))
@@ -236,9 +238,7 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
     elif spec["tier"] == "structured":
         thing_zh, thing_en, zh["noun"], en["noun"] = THINGS[_thing(spec)]
         zh["thing"] = thing_zh.format_map(zh)
-        en["thing"] = thing_en.format_map(
-            {slot: text[:1].lower() + text[1:] for slot, text in en.items()} | _articled(en)
-        )
+        en["thing"] = thing_en.format_map(en | {f"a_{slot}": _a(text) for slot, text in en.items()})
         if "wall" in say:
             wall_en, wall_zh = name(colored(say["wall"]))
             zh["thing"] = f"{wall_zh}的墙上贴着{zh['thing']}"
@@ -258,10 +258,6 @@ def _thing(spec: Spec) -> str:
     if spec["layout"] == "road":
         return "road sign"
     return "photograph" if spec["say"]["photograph"] == "top" else "photograph below"
-
-
-def _articled(slots: dict[str, str]) -> dict[str, str]:
-    return {f"a_{slot}": _a(text) for slot, text in slots.items()}
 
 
 def _said(words: list[str], way: str, quotes_zh: str, quotes_en: str) -> tuple[str, str]:
@@ -318,7 +314,7 @@ ROLES = {
     ),
     "road": (
         ("title", "牌上写着", "the sign reads"), ("under", "下面的英文是", "below it"),
-        ("detail", "最下面是", "and at its foot"),
+        ("detail", "最下面是", "at its foot"),
     ),
     "banner": (("line", "横幅上写着", "the banner reads"),),
     "neon": (("title", "大字是", "the large letters read"), ("under", "下面的小字是", "the small ones below read")),
