@@ -17,6 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 from curate import pipeline
+from curate.mix.settings import Settings
+from curate.mix.sources import Source
 from curate.progress import Display
 from curate.recipe import from_tables
 from curate.store import Store
@@ -234,6 +236,11 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
         (None, None, None, None),
     ]  # fmt: skip
     assert sum("图书馆" in text for text in endpoint.seen) == 1  # type: ignore[attr-defined]
+    uri = str(tmp_path / "store")
+    source = Source(uri, Settings(uri, ignore_policy=True), "natural")
+    mixed = source.full(source.names[0], [0, 1])
+    assert mixed["captions_en"].to_pylist() == [['A sign that reads "图书馆".'], ["A picture."]]
+    assert mixed["captions_zh"].to_pylist()[0] == ["画面中的文字为：左上方“图书馆”。"]
 
 
 def test_cogvlm_is_asked_again_with_the_text_of_the_picture(tmp_path: Path) -> None:
