@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import signal
 import sys
@@ -33,7 +34,7 @@ from curate.errors import DONE, FAILED, TOO_MANY_FAILED_ROWS, CurateError, Usage
 from curate.plan import Operator, Plan, Pool, Worker, describe, make_plan, version_of
 from curate.progress import Display
 from curate.recipe import HEADS, TRANSLATORS, Caption, Recipe, Translate, to_toml
-from curate.store.files import Files, open_files
+from curate.store.files import Files, NoBucketError, open_files
 from curate.store.parts import Version, list_parts, parts_of, read_table
 from schemas.columns import FAILURE, ROW
 from workers import aesthetic, facts, poster
@@ -599,13 +600,26 @@ def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
         shards = tuple(read.discover(spec))
     except read.InputError as why:
         raise UsageError(f"input.uri = {recipe.input.uri!r}: {why.message}") from None
-    files = open_files(recipe.store.uri)
-    schema = _input_schema(shards, files, version_of(path[0], recipe))
+    files = open_files(_reachable(recipe.store.uri))
+    try:
+        schema = _input_schema(shards, files, version_of(path[0], recipe))
+    except NoBucketError as why:
+        raise UsageError(f"store.uri = {recipe.store.uri!r}: {str(why).partition(': ')[2]}; make it first") from None
     try:
         plan = make_plan(recipe, path, schema, files, pools(recipe))
     except (FileNotFoundError, ValueError) as why:  # weights that a fingerprint is taken of
         raise UsageError(str(why)) from None
     return Prepared(plan, shards)
+
+
+def _reachable(uri: str) -> str:
+    """`uri` of the store; raises UsageError in a Ray job for a path of the job's own temporary folder."""
+    if os.environ.get("RAY_JOB_ID") and "://" not in uri and not Path(uri).is_absolute():
+        raise UsageError(
+            f"store.uri = {uri!r}: in a Ray job this is a folder that Ray deletes; name an absolute path or s3:// URI "
+            "that all nodes share"
+        )
+    return uri
 
 
 def run(

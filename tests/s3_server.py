@@ -67,10 +67,11 @@ def objects(address: str, prefix: str) -> dict[str, bytes]:
     return found
 
 
-Fault = str  # error500, slow_down, conflict, cut, lost_answer, late
+Fault = str  # error500, slow_down, conflict, wrong, cut, lost_answer, late
 ANSWERS = {
     "error500": (500, b"<Error><Code>InternalError</Code></Error>"),
     "slow_down": (503, b"<Error><Code>SlowDown</Code></Error>"),
+    "wrong": (400, b"<Error><Code>ExpiredToken</Code><Message>it is too old</Message></Error>"),
     "conflict": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
 }
 LATE_S = 0.5

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from curate.engine import cluster
 from curate.engine.cluster import Cluster
 from curate.engine.driver import Progress, drive
 from curate.engine.inline import Inline
-from curate.engine.tasks import Compute, Index
+from curate.engine.tasks import Compute, Index, Publish, Survey
 from curate.engine.worker import Worker, cut
 from curate.errors import CurateError
 from curate.explain import lineage
@@ -39,6 +39,7 @@ from curate.plan import Operator
 from curate.progress import Display
 from curate.recipe import Recipe, to_toml
 from curate.store import Store
+from curate.store.files import LocalFiles
 from curate.store.verify import forget, verify
 from schemas.errors import RowError
 from workers.sample import Sample
@@ -401,6 +402,33 @@ def test_two_drivers_on_one_store_write_every_row_once(recipe: Recipe, quiet: Qu
     assert Store(recipe.store.uri).counts() == Store(alone.store.uri).counts()
     assert Store(recipe.store.uri).rows("SELECT count(*), count(DISTINCT row_id) FROM samples") == [(47, 47)]
     assert part_hashes(Path(recipe.store.uri)) == part_hashes(tmp_path / "alone")
+
+
+def test_a_driver_that_reads_while_another_one_publishes_goes_on(recipe: Recipe) -> None:
+    prepared = pipeline.prepare(recipe)
+    plan, shard = prepared.plan, prepared.shards[0]
+    other = Worker(plan, isolated=False)
+    other.run(Index(shard))
+    for rows in other.run(Survey(shard, 0)).ranges:
+        other.run(Compute(shard, 0, rows))
+
+    class Racing(LocalFiles):
+        """The other driver publishes what was just listed."""
+
+        published = 0
+
+        def list(self, folder: str) -> Iterator[str]:
+            found = [*super().list(folder)]
+            if folder.startswith("staging") and not self.published:
+                tally = other.run(Publish(shard, 0)).tally
+                assert tally
+                self.published = tally.commits["part"]
+            return iter(found)
+
+    files = Racing(Path(recipe.store.uri))
+    survey = Worker(dataclasses.replace(plan, files=files), isolated=False).run(Survey(shard, 0))
+    assert files.published
+    assert (survey.ranges, survey.staged) == ((), False)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,9 +20,9 @@ from curate import pipeline
 from curate.progress import Display
 from curate.recipe import Recipe
 from curate.store import Store
-from curate.store.files import LocalFiles
+from curate.store.files import Files, LocalFiles
 from curate.store.packs import compact
-from curate.store.parts import Version, list_parts, open_part, parts_of, read_table
+from curate.store.parts import Part, Version, encode, list_parts, open_part, parts_of, publish, read_parts, read_table
 from curate.store.verify import forget, verify
 
 EVERYTHING = "SELECT * FROM samples ORDER BY row_id"
@@ -121,6 +123,96 @@ def test_a_compaction_that_is_killed_loses_nothing_and_goes_on(finished_store: P
     compact(LocalFiles(finished_store))
     assert contents(finished_store) == before
     assert loose(finished_store) == []
+
+
+V = Version("size", "0123456789abcdef")
+
+
+def cells(shard: str, rows: range, width: int = 100) -> pa.Table:
+    """Made-up cells of one shard."""
+    return pa.table({"shard": [shard] * len(rows), "row": list(rows), "width": [width + row for row in rows]})
+
+
+def rows_of(files: Files, shard: str) -> list[int]:
+    """The rows that readers see of a shard."""
+    table = read_parts(files, parts_of(files, V, shard))
+    return [] if table is None else list(table["row"].to_pylist())
+
+
+def test_a_writer_that_slept_through_a_compaction_hides_no_packed_row(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    publish(files, V, "a", cells("a", range(10)))
+
+    class Slow(LocalFiles):
+        """Another writer publishes the same part, and a compaction packs it, before this one's put."""
+
+        slept = False
+
+        def create(self, path: str, data: bytes) -> bool:
+            if not self.slept and path == Part(V, "b").path:
+                self.slept = True
+                publish(files, V, "b", cells("b", range(10)))
+                assert compact(files) == (2, 1)
+            return super().create(path, data)
+
+    assert publish(Slow(tmp_path), V, "b", cells("b", range(3))) is False
+    assert rows_of(files, "b") == list(range(10))
+    assert publish(Slow(tmp_path), V, "b", cells("b", range(8, 12))) is True
+    assert [part.sequence for part in parts_of(files, V, "b")] == [0, 1]
+    assert rows_of(files, "b") == list(range(12))
+
+
+def test_a_file_that_hides_a_packed_part_is_settled_by_the_next_compaction(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    for shard in "abc":
+        publish(files, V, shard, cells(shard, range(10)))
+    compact(files)
+    files.create(Part(V, "b").path, encode(cells("b", range(8, 14))))
+    assert rows_of(files, "b") == list(range(8, 14))
+    compact(files)
+    assert rows_of(files, "b") == list(range(14))
+    assert [path.name for path in loose(tmp_path)] == ["b+1.parquet"]
+    compact(files)
+    assert rows_of(files, "b") == list(range(14))
+
+
+def test_what_is_read_of_a_pack_does_not_grow_with_it(tmp_path: Path) -> None:
+    class Remote(LocalFiles):
+        """As an object store: nothing can be opened in place."""
+
+        read_bytes = 0
+        reads = 0
+
+        def local(self, path: str) -> None:  # type: ignore[override]
+            return None
+
+        def read(self, path: str) -> bytes:
+            return self._noted(super().read(path))
+
+        def read_range(self, path: str, start: int, length: int) -> bytes:
+            return self._noted(super().read_range(path, start, length))
+
+        def _noted(self, data: bytes) -> bytes:
+            self.reads += 1
+            self.read_bytes += len(data)
+            return data
+
+    files = Remote(tmp_path)
+    noise = np.random.default_rng(0)
+    for i in range(100):
+        rows = cells(f"s{i:03d}", range(300)).append_column("noise", pa.array(noise.random(300)))
+        files.create(Part(V, f"s{i:03d}").path, encode(rows))
+    written = sum(files.sizes("parts/").values())
+    assert compact(files) == (100, 1)
+    assert files.read_bytes < 2.5 * written  # each part once, the pack once
+    assert files.reads < 350
+    (pack,) = files.sizes("parts/").values()
+    read_table(files, Part(V, "s000").path)  # the footer is known from now on
+    files.read_bytes = 0
+    assert read_table(files, Part(V, "s042").path).num_rows == 300
+    assert files.read_bytes < pack / 50
+    assert parts_of(files, V, "zzz") == []
+    assert parts_of(files, V, "s042") == [Part(V, "s042")]
 
 
 def test_an_unknown_part_is_still_not_found(finished_store: Path) -> None:

@@ -6,21 +6,25 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import part_hashes
 from s3_server import KEYS, client, faulty, objects, s3_server
 
 from curate import pipeline
-from curate.errors import StoreError
+from curate.errors import StoreError, UsageError
 from curate.progress import Display
 from curate.recipe import Recipe
 from curate.store import Store
 from curate.store import files as stores
 from curate.store.files import open_files
+from curate.store.parts import Version, parts_of, publish, read_parts
 from curate.store.verify import verify
 
 FAULTS = ("error500", "cut", "slow_down", "late", "conflict", "lost_answer")
@@ -44,7 +48,7 @@ def at(address: str, **more: str) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
@@ -93,12 +97,62 @@ def test_a_server_that_never_answers_well_is_one_clear_line(server: str) -> None
         stores.TRIES, stores.LONGEST_PAUSE_S = 3, 0.01
         try:
             with pytest.raises(
-                StoreError, match=r"s3://bucket/x/y: the store did not answer in 3 tries: .*run the same"
+                StoreError, match=r"s3://bucket/x/y: the store did not do as asked in 3 tries: .*run the same"
             ):
                 open_files("s3://bucket/x").create("y", b"1")
         finally:
             stores.TRIES, stores.LONGEST_PAUSE_S = tries, cap
         assert given["conflict"] == 3
+
+
+def test_a_bucket_that_is_not_there_is_named_at_once(server: str, recipe: Recipe, quiet: Callable[[], Display]) -> None:
+    with faulty(server, lambda *_: None) as (address, given), at(address):
+        with pytest.raises(StoreError, match="s3://nosuch/x: the bucket 'nosuch' does not exist"):
+            open_files("s3://nosuch/x").create("y", b"1")
+        remote = dataclasses.replace(recipe, store=dataclasses.replace(recipe.store, uri="s3://nosuch/x"))
+        with pytest.raises(UsageError, match=r"store.uri = 's3://nosuch/x': the bucket 'nosuch' does not exist"):
+            pipeline.run(remote, display=quiet())
+    assert given["none"] < 10
+
+
+def test_a_request_that_is_wrong_is_not_made_again(server: str) -> None:
+    with faulty(server, lambda *_: "wrong") as (address, given), at(address):
+        with pytest.raises(StoreError, match="refused: 400 ExpiredToken: it is too old"):
+            open_files("s3://bucket/x").create("y", b"1")
+        assert given["wrong"] == 1
+
+
+def test_keys_that_are_set_to_nothing_are_not_set(server: str) -> None:
+    with at(server, AWS_SESSION_TOKEN="", AWS_ENDPOINT_URL_S3="", AWS_PROFILE=" "):
+        assert open_files("s3://bucket/empty").create("x", b"1")
+        assert "AWS_SESSION_TOKEN" not in os.environ
+    # Without any address this one would go out to AWS; that it is made at all is what failed before.
+    done = subprocess.run(
+        [sys.executable, "-c", "from curate.store.files import open_files; open_files('s3://bucket/x').store"],
+        env={**os.environ, "AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_that_has_not_heard_of_a_compaction_hides_no_row(server: str) -> None:
+    version = Version("size", "0123456789abcdef")
+
+    def cells(shard: str, count: int) -> pa.Table:
+        return pa.table({"shard": [shard] * count, "row": list(range(count)), "width": list(range(count))})
+
+    with at(server):
+        files = open_files("s3://bucket/shadow")
+        for shard in "abc":
+            publish(files, version, shard, cells(shard, 10))
+        assert parts_of(files, version, "d") == []  # packs were listed: there were none
+        compact = "from curate.store import files, packs; print(packs.compact(files.open_files('s3://bucket/shadow')))"
+        done = subprocess.run([sys.executable, "-c", compact], capture_output=True, text=True, check=True)
+        assert done.stdout == "(3, 1)\n"
+        assert publish(files, version, "b", cells("b", 3)) is False
+        table = read_parts(files, parts_of(files, version, "b"))
+        assert table is not None
+        assert table["row"].to_pylist() == list(range(10))
+        assert len(list(files.list("parts"))) == 1
 
 
 def test_a_run_over_a_bad_connection_writes_the_same_parts(

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -23,6 +23,7 @@ from curate import pipeline
 from curate.errors import StoreError, UsageError
 from curate.recipe import Recipe
 from curate.store import Store
+from curate.store import files as stores
 from curate.store.files import LocalFiles, ObjectFiles, open_files
 from curate.store.parts import Version, encode, fingerprint, list_parts, parse, parts_of, publish, read_parts
 from curate.store.verify import forget, verify
@@ -60,6 +61,28 @@ def test_of_many_writers_of_one_name_one_wins(tmp_path: Path) -> None:
         thread.join()
     assert len(won) == 1
     assert files.read("x") == won[0]
+
+
+@pytest.mark.parametrize("way", [stores._rename_new, stores._rename_locked])
+def test_where_files_have_no_second_name_the_first_writer_stays_too(
+    tmp_path: Path, way: Callable[[Path, Path], bool]
+) -> None:
+    final, won = tmp_path / "part", []
+    for i in range(8):
+        (tmp_path / f".{i}").write_bytes(bytes([i]))
+    start = threading.Barrier(8)
+
+    def write(i: int) -> None:
+        start.wait()
+        if way(tmp_path / f".{i}", final):
+            won.append(bytes([i]))
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [final.read_bytes()] == won
 
 
 def test_temporary_files_are_never_listed(tmp_path: Path) -> None:

@@ -36,9 +36,16 @@ def staged_schema(plan: Plan, stage: Stage) -> pa.Schema:
 
 
 def read_staged(plan: Plan, stage: Stage, shard: str) -> pa.Table | None:
-    """All staged ranges of a shard, or None; raises FileNotFoundError when another writer just published them."""
-    paths = sorted(plan.files.list(staging_folder(stage, shard)))
-    return pa.concat_tables([read_table(plan.files, path) for path in paths]) if paths else None
+    """All staged ranges of a shard, or None. Another driver may publish and clear them meanwhile: then its parts hold
+    them, so parts are to be read after this and not before."""
+    paths: list[str] = []
+    while True:
+        before, paths = paths, sorted(plan.files.list(staging_folder(stage, shard)))
+        try:
+            return pa.concat_tables([read_table(plan.files, path) for path in paths]) if paths else None
+        except FileNotFoundError:
+            if paths == before:
+                raise
 
 
 def staged_cells(staged: pa.Table, operator: str) -> pa.Table:
@@ -63,6 +70,7 @@ class Cells:
     def load(self) -> None:
         """Read what the store holds for the shard now."""
         plan = self.plan
+        ranges = {stage: read_staged(plan, stage, self.shard.id) for stage in plan.stages}
         table = read_parts(plan.files, parts_of(plan.files, plan.versions[0], self.shard.id))
         if table is None:
             raise FileNotFoundError(f"shard {self.shard.id} is not indexed")
@@ -75,8 +83,7 @@ class Cells:
             cells = read_parts(plan.files, parts_of(plan.files, plan.versions[i], self.shard.id), wanted)
             if cells is not None:
                 self.tables[i] = cells
-        for stage in plan.stages:
-            staged = read_staged(plan, stage, self.shard.id)
+        for stage, staged in ranges.items():
             if staged is None:
                 continue
             self.staged.add(stage.index)

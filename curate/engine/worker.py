@@ -173,10 +173,7 @@ class Worker:
         plan, shard = self.plan, task.shard.id
         stage = plan.stages[task.stage]
         self.hands.cells = None
-        try:
-            staged = read_staged(plan, stage, shard)
-        except FileNotFoundError:
-            return Answer()  # another driver published the same ranges and cleared them; the next survey sees its parts
+        staged = read_staged(plan, stage, shard)
         tally = Tally()
         if staged is not None:
             for i in range(stage.first, stage.stop):

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
+from curate.environment import drop_empty_keys
 from curate.read.shards import InputError
 from schemas.errors import RowError
 
@@ -108,6 +109,7 @@ def connect(scheme: str, bucket: str, query: str, endpoint: str) -> fs.FileSyste
 
     pyarrow 26 reads the credentials and the region from the environment but not AWS_ENDPOINT_URL.
     """
+    drop_empty_keys()
     # Jittered and capped by the AWS client; it tries throttling, 5xx and lost connections again.
     patience = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=10), "request_timeout": 60}
     if scheme == "s3" and endpoint and not query:

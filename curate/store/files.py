@@ -8,8 +8,12 @@ may therefore trust it, and two writers of one name cannot both win.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -18,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from curate.environment import drop_empty_keys
 from curate.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +35,9 @@ T = TypeVar("T")
 TRIES = 10
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux
+# What `link` says on a mount without hard links (FUSE, exFAT, SMB). A full disk is none of it.
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 # Not by the client: a put that it repeats in silence meets its own object and is reported as lost to another writer.
 CLIENT_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=0)}
 
@@ -51,12 +59,20 @@ class Files(Protocol):
         """The bytes of `path`; raises FileNotFoundError."""
         ...
 
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of `path` from `start`; raises FileNotFoundError."""
+        ...
+
     def exists(self, path: str) -> bool:
         """Whether `path` is there."""
         ...
 
     def list(self, folder: str) -> Iterator[str]:
         """Paths of all files below `folder`, in any order; nothing when the folder does not exist."""
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The same paths with their sizes in bytes."""
         ...
 
     def delete(self, path: str) -> None:
@@ -96,10 +112,11 @@ class LocalFiles:
                 os.link(temporary, final)
             except FileExistsError:
                 return False
-            except OSError:
-                # Some mounts (FUSE, exFAT) have no hard links. A rename is atomic too; if two writers race here the
-                # second puts the same bytes over the first, since parts are deterministic.
-                temporary.rename(final)
+            except OSError as why:
+                if why.errno not in NO_LINKS:
+                    raise
+                if not _rename_new(temporary, final):
+                    return False
         _sync_folder(final.parent)
         return True
 
@@ -112,6 +129,11 @@ class LocalFiles:
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()
 
@@ -119,6 +141,13 @@ class LocalFiles:
         for here, _, names in os.walk(self.root / folder):
             inside = Path(here).relative_to(self.root).as_posix()
             yield from (f"{inside}/{name}" for name in names if not name.startswith("."))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = {}
+        for path in self.list(folder):
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                found[path] = (self.root / path).stat().st_size
+        return found
 
     def delete(self, path: str) -> None:
         where = self.root / path
@@ -144,6 +173,7 @@ class ObjectFiles:
         if self._store is None:
             from obstore.store import from_url
 
+            drop_empty_keys()
             self._store = from_url(self.uri, retry_config=CLIENT_RETRIES, client_options=_client())
         return self._store
 
@@ -177,6 +207,9 @@ class ObjectFiles:
     def read(self, path: str) -> bytes:
         return self._try(path, lambda: bytes(self.store.get(path).bytes()))
 
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        return self._try(path, lambda: bytes(self.store.get_range(path, start=start, length=length)))
+
     def exists(self, path: str) -> bool:
         try:
             self._try(path, lambda: self.store.head(path))
@@ -185,10 +218,13 @@ class ObjectFiles:
         return True
 
     def list(self, folder: str) -> Iterator[str]:
-        def all_of_it() -> list[str]:
-            return [entry["path"] for batch in self.store.list(prefix=folder) for entry in batch]
+        yield from self.sizes(folder)
 
-        yield from self._try(folder, all_of_it)
+    def sizes(self, folder: str) -> dict[str, int]:
+        def all_of_it() -> dict[str, int]:
+            return {entry["path"]: entry["size"] for batch in self.store.list(prefix=folder) for entry in batch}
+
+        return self._try(folder, all_of_it)
 
     def delete(self, path: str) -> None:
         paths = [path] if self.exists(path) else [*self.list(path)]
@@ -196,7 +232,10 @@ class ObjectFiles:
             self._try(path, lambda: self.store.delete(paths))
 
     def _try(self, path: str, request: Callable[[], T]) -> T:
-        """The answer; raises StoreError when it is refused too often, FileNotFoundError when nothing is there."""
+        """The answer; raises StoreError when it is refused, FileNotFoundError when nothing is there.
+
+        Refused for good is what the same request would be refused for again: a bucket that is not there, rights, keys.
+        """
         from obstore import exceptions
 
         final = (
@@ -206,15 +245,18 @@ class ObjectFiles:
         for left in range(TRIES - 1, -1, -1):
             try:
                 return request()
-            except FileNotFoundError:
-                raise
-            except final as why:
-                raise StoreError(f"{self.uri}/{path}: refused: {_first_line(why)}") from None
             except (exceptions.BaseError, OSError) as why:
+                status, code = _answer(why)
+                if code == "NoSuchBucket":
+                    raise NoBucketError(f"{self.uri}: the bucket {self.uri.split('/')[2]!r} does not exist") from None
+                if isinstance(why, FileNotFoundError):
+                    raise
+                if isinstance(why, final) or (400 <= status < 500 and not _passes(status, code)):
+                    raise StoreError(f"{self.uri}/{path}: refused: {_in_words(why)}") from None
                 if not left:
                     raise StoreError(
-                        f"{self.uri}/{path}: the store did not answer in {TRIES} tries: {_first_line(why)}; nothing is "
-                        "lost, run the same command again"
+                        f"{self.uri}/{path}: the store did not do as asked in {TRIES} tries: {_in_words(why)}; nothing "
+                        "is lost, run the same command again"
                     ) from None
             cap = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (TRIES - 1 - left))
             time.sleep(random.uniform(0, cap))
@@ -230,7 +272,28 @@ def _client() -> ClientConfig:
     return {"timeout": "300s", "connect_timeout": "10s", "allow_http": endpoint.startswith("http://")}
 
 
-def _first_line(why: BaseException) -> str:
+class NoBucketError(StoreError):
+    """The bucket is not there."""
+
+
+def _answer(why: BaseException) -> tuple[int, str]:
+    """HTTP status and S3's code of a refusal, 0 and nothing where there was no answer; obstore has them as text only."""
+    status = re.search(r"status code: (\d{3})", str(why))
+    code = re.search(r"<Code>(\w+)</Code>", str(why))
+    return int(status[1]) if status else 0, code[1] if code else ""
+
+
+def _passes(status: int, code: str) -> bool:
+    """Whether the same request may be taken a little later."""
+    return status in (408, 409, 412, 425, 429) or code in ("RequestTimeout", "BadDigest", "IncompleteBody")
+
+
+def _in_words(why: BaseException) -> str:
+    """What the service said, without the XML around it."""
+    said = re.search(r"<Message>(.*?)</Message>", str(why), re.DOTALL)
+    status, code = _answer(why)
+    if code:
+        return f"{status or ''} {code}{': ' + ' '.join(said[1].split()) if said else ''}".strip()[:300]
     return (str(why).strip().splitlines() or [type(why).__name__])[0][:300]
 
 
@@ -255,3 +318,32 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _rename_new(temporary: Path, final: Path) -> bool:
+    """Rename onto a name that is free, where a file has no second name; False when it is taken.
+
+    The kernel does both in one step on most mounts. On one that cannot, writers take turns by a lock on the folder:
+    across machines that holds where the mount shares locks.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
+    if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OSError(code, os.strerror(code), str(final))
+    return _rename_locked(temporary, final)
+
+
+def _rename_locked(temporary: Path, final: Path) -> bool:
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if final.exists():
+            return False
+        temporary.rename(final)
+    finally:
+        os.close(folder)  # gives up the lock
+    return True

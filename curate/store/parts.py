@@ -98,7 +98,7 @@ def list_parts(files: Files, version: Version | None = None) -> list[Part]:
         elif pack := PACK.match(path):
             packed.add(Version(pack[1], pack[2]))
     for one in packed:
-        found.update(part for path in Packs(files, one, anew=True).holds if (part := parse(path)))
+        found.update(part for path in Packs(files, one, anew=True).held() if (part := parse(path)))
     return sorted(found)
 
 
@@ -113,23 +113,38 @@ def encode(table: pa.Table) -> bytes:
 def open_part(files: Files, path: str) -> pq.ParquetFile:
     """The Parquet file at `path`, or the part of that name in a pack; raises FileNotFoundError and pa.ArrowInvalid."""
     try:
-        local = files.local(path)
-        return pq.ParquetFile(str(local) if local else pa.BufferReader(files.read(path)))
+        return _opened(files, path)
     except FileNotFoundError:
-        if not (part := parse(path)):
-            raise
-        return pq.ParquetFile(pa.BufferReader(Packs(files, part.version, anew=True).part(path)))
+        return pq.ParquetFile(pa.BufferReader(encode(_packed(files, path))))
 
 
 def read_table(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
     """The table in `path`, or some columns of it (`[]`: the schema, without rows); raises FileNotFoundError."""
+    names = None if columns is None else list(columns)
     try:
-        with open_part(files, path) as file:
-            if columns is not None and not list(columns):
-                return file.schema_arrow.empty_table()
-            return file.read(columns=list(columns) if columns is not None else None)
+        try:
+            with _opened(files, path) as file:
+                return file.schema_arrow.empty_table() if names == [] else file.read(columns=names)
+        except FileNotFoundError:
+            return _packed(files, path, names)
     except pa.ArrowInvalid as why:
         raise DamagedError(path, str(why).splitlines()[0]) from None
+
+
+def _opened(files: Files, path: str) -> pq.ParquetFile:
+    local = files.local(path)
+    return pq.ParquetFile(str(local) if local else pa.BufferReader(files.read(path)))
+
+
+def _packed(files: Files, path: str, columns: Iterable[str] | None = None) -> pa.Table:
+    """The table of a part that is no file; raises FileNotFoundError."""
+    part = parse(path)
+    if not part:
+        raise FileNotFoundError(path)
+    try:
+        return Packs(files, part.version).table(part, columns)
+    except FileNotFoundError:  # packed, or made a file again, since the packs were listed
+        return Packs(files, part.version, anew=True).table(part, columns)
 
 
 def read_parts(files: Files, parts: Iterable[Part], columns: Iterable[str] | None = None) -> pa.Table | None:
@@ -148,15 +163,18 @@ def latest(table: pa.Table) -> pa.Table:
     return table if order == list(range(len(rows))) else table.take(pa.array(order, pa.int64()))
 
 
-def parts_of(files: Files, version: Version, shard: str) -> list[Part]:
-    """The published parts of one shard; they are numbered without gaps, so no folder has to be listed."""
+def parts_of(files: Files, version: Version, shard: str, *, anew: bool = False) -> list[Part]:
+    """The published parts of one shard; they are numbered without gaps, so no folder has to be listed.
+
+    On an object store packs are listed once a minute, or `anew`: a part that was packed meanwhile seems absent till then.
+    """
     found: list[Part] = []
-    packed: Mapping[str, Any] | None = None
+    packs: Packs | None = None
     while True:
         part = Part(version, shard, len(found))
         if not files.exists(part.path):
-            packed = Packs(files, version).holds if packed is None else packed
-            if part.path not in packed:
+            packs = packs or Packs(files, version, anew=anew)
+            if not packs.find(part):
                 return found
         found.append(part)
 
@@ -165,21 +183,41 @@ def publish(files: Files, version: Version, shard: str, table: pa.Table) -> bool
     """Publish the rows of `table` that no part of `shard` holds yet; True when a part was written.
 
     A race with another writer is lost harmlessly: what the winner published is looked up and only what is still
-    missing is offered under the next number.
+    missing is offered under the next number. That holds for a winner whose part a compaction has packed meanwhile, too:
+    a file of the same name would hide it.
     """
     while True:
-        there = parts_of(files, version, shard)
+        there = parts_of(files, version, shard, anew=True)
         held = read_parts(files, there, ["row"])
-        if held is not None:
-            known = set(held["row"].to_pylist())
-            fresh = [i for i, row in enumerate(table["row"].to_pylist()) if row not in known]
-            if not fresh:
-                return False
-            if len(fresh) < table.num_rows:
-                table = table.take(pa.array(fresh, pa.int64()))
-        described = table.replace_schema_metadata({"operator": str(version), "shard": shard, **_kept(table)})
-        if files.create(Part(version, shard, len(there)).path, encode(described)):
-            return True
+        fresh = _without(table, set(held["row"].to_pylist()) if held is not None else set())
+        if there and not fresh.num_rows:
+            return False
+        part = Part(version, shard, len(there))
+        if files.create(part.path, _described(part, fresh)):
+            if not Packs(files, version, anew=True).find(part):
+                return True
+            files.delete(part.path)
+
+
+def publish_beside(files: Files, part: Part, packed: pa.Table) -> None:
+    """Publish, under the next number, the rows of the file of `part` that are not among those packed under its name."""
+    table = read_table(files, part.path)
+    while True:
+        there = parts_of(files, part.version, part.shard, anew=True)
+        held = read_parts(files, [other for other in there if other != part], ["row"])
+        fresh = _without(table, {*packed["row"].to_pylist(), *(held["row"].to_pylist() if held is not None else [])})
+        beside = Part(part.version, part.shard, len(there))
+        if not fresh.num_rows or files.create(beside.path, _described(beside, fresh)):
+            return
+
+
+def _without(table: pa.Table, rows: set[int]) -> pa.Table:
+    fresh = [i for i, row in enumerate(table["row"].to_pylist()) if row not in rows]
+    return table if len(fresh) == table.num_rows else table.take(pa.array(fresh, pa.int64()))
+
+
+def _described(part: Part, table: pa.Table) -> bytes:
+    return encode(table.replace_schema_metadata({"operator": str(part.version), "shard": part.shard, **_kept(table)}))
 
 
 def _kept(table: pa.Table) -> dict[str, str]:
