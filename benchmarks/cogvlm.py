@@ -7,25 +7,34 @@ On a GPU: random weights of the published size, built on the card; 490 px pictur
     prefill            tower, adapter and decoder over the prompt; share of the matmul rate
     decode             one step of the whole batch; share of the time in which the bytes it must read could be copied
     captions/s         the whole path by continuous batching, against one caption at a time without a cache
+    stream             as the worker does it: rows and chunk by measurement, JPEGs decoded by its threads, answers of
+                       different lengths, so that rows end and are replaced one by one
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from workers.cogvlm.captioner import _Squares
 from workers.cogvlm.config import Config, VisionConfig
 from workers.cogvlm.decoder import Cache, Model, causal
-from workers.cogvlm.generate import Generator, Request
+from workers.cogvlm.generate import Generator, Request, fit
 from workers.cogvlm.load import build
 from workers.cogvlm.quantize import QuantLinear
 from workers.cogvlm.sequence import pack
 from workers.cogvlm.vision import normalize
+from workers.sample import Sample
 
 # Text around the picture; the shipped prompts are about as long.
 PROMPT_TOKENS = 60
@@ -150,14 +159,32 @@ def requests_of(config: Config, count: int, tokens: int) -> list[Request]:
     return made
 
 
+def streamed(config: Config, count: int, tokens: int, pool: ThreadPoolExecutor) -> list[Request]:
+    """Requests as the worker makes them: megapixel JPEGs that threads decode, answers of a third to all of `tokens`."""
+    noise = np.random.default_rng(2)
+    coarse = [noise.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(4)]
+    files = [io.BytesIO() for _ in coarse]
+    for pixels, file in zip(coarse, files, strict=True):
+        Image.fromarray(pixels).resize((1024, 1024)).save(file, "JPEG", quality=92)
+    squares = _Squares(pool, config.vision.image_size)
+    made = []
+    for i, request in enumerate(requests_of(config, count, tokens)):
+        key = i.to_bytes(8, "little")
+        squares.add(key, Sample(i, files[i % 4].getvalue(), {}))
+        length = int(noise.integers(-(-tokens // 3), tokens + 1))
+        made.append(Request(request.input_ids, request.token_types, partial(squares.take, key), length, key=i))
+    return made
+
+
 @torch.inference_mode()
 def uncached(model: Model, request: Request, tokens: int) -> list[int]:
     """One caption without cache or batch: every token is a pass over the whole sequence.
 
     The picture's features are computed once, which favours this side of the comparison.
     """
-    assert request.pixels is not None
-    features = model.vision(normalize(request.pixels()[None].to(model.device)))
+    square = request.pixels() if request.pixels else None
+    assert square is not None
+    features = model.vision(normalize(square[None].to(model.device)))
     ids, types = list(request.input_ids), list(request.token_types)
     for _ in range(tokens):
         packing = pack(torch.tensor([types]), device=model.device)
@@ -176,7 +203,8 @@ def prefill_seconds(model: Model, requests: Sequence[Request], device: str) -> f
     length = len(requests[0].input_ids)
     types = torch.tensor([list(request.token_types) for request in requests])
     ids = torch.tensor([list(request.input_ids) for request in requests]).to(device)
-    pixels = normalize(torch.stack([r.pixels() for r in requests if r.pixels is not None]).to(device))
+    squares = [square for r in requests if r.pixels is not None and (square := r.pixels()) is not None]
+    pixels = normalize(torch.stack(squares).to(device))
     cache = Cache(config, len(requests), length, model.dtype, device)
     rows, packing = torch.arange(len(requests), device=device), pack(types, device=device)
 
@@ -241,8 +269,9 @@ def main() -> None:
 
     count = 3 * rows
     whole = seconds(lambda: generator(requests_of(config, count, tokens)), device) / count
-    if device != "cpu":
-        print(f"memory     peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else None
+    if peak is not None:
+        print(f"memory     peak {peak:.1f} GB")
     request = requests_of(config, 1, tokens)[0]
     uncached(model, request, 2)
     loop = seconds(lambda: uncached(model, request, tokens), device)
@@ -250,11 +279,27 @@ def main() -> None:
     print(f"captions   {1 / whole:.2f}/s; one at a time without a cache {1 / loop:.3f}/s: {times}")
     same = sum(a == b for a, b in zip(generator([request])[0].tokens, uncached(model, request, tokens), strict=True))
     print(f"agreement  {same} of {tokens} tokens are those of the uncached loop")
+
+    generator.release()
+    fitting, chunk = fit(
+        model, prompt_tokens=length, columns=length + tokens, most_rows=rows if device == "cpu" else 256
+    )
+    generator = Generator(model, rows=fitting, columns=length + tokens, chunk=chunk, eos=None)
+    with ThreadPoolExecutor(4) as pool:
+        generator(streamed(config, fitting, tokens, pool))  # captures the graphs
+        asked = streamed(config, 3 * fitting, tokens, pool)
+        wanted = sum(request.max_new_tokens for request in asked)
+        took = seconds(lambda: generator(asked), device)
+    print(
+        f"stream     {fitting} rows and {chunk} a prefill by measurement (now {generator.rows}):"
+        f" {len(asked) / took:.2f} captions/s, {wanted / took:.0f} tokens/s"
+    )
     result = {
         "benchmark": "cogvlm", "model": name, "device": where, "weights": options.weights, "rows": rows,
         "tokens": tokens, "prefill_ms": per_picture * 1e3, "prefill_share": flops / per_picture / rate,
         "step_ms": step * 1e3, "step_share": needed / bandwidth / step, "captions_per_s": 1 / whole,
         "uncached_captions_per_s": 1 / loop, "times": loop / whole, "same_tokens": same,
+        "peak_gb": peak, "stream_rows": generator.rows, "stream_captions_per_s": len(asked) / took,
     }  # fmt: skip
     print(f"RESULT {json.dumps(result)}")
 

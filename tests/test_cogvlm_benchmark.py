@@ -17,4 +17,6 @@ def test_the_tiny_benchmark_ends_with_its_figures_and_the_tokens_of_the_uncached
     result = json.loads(line.removeprefix("RESULT "))
     assert (result["benchmark"], result["rows"], result["tokens"], result["same_tokens"]) == ("cogvlm", 2, 4, 4)
     assert result["times"] > 0
+    assert (result["stream_rows"], result["peak_gb"]) == (2, None)
+    assert result["stream_captions_per_s"] > 0
     assert "1 threads" in result["device"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -89,10 +91,28 @@ def test_a_broken_picture_fails_alone_and_its_neighbours_are_not_captioned_twice
     with pytest.raises(RowError) as failure:
         worker(samples)
     assert failure.value.code == "truncated"
-    worker._generator = None
+    worker._running.generator = None
+    with pytest.raises(RowError):
+        worker(samples[2:4])  # as the engine halves what failed
     rows = worker([*samples[:2], *samples[3:]])
     assert [row["caption_en"] for row in rows] == [*expected[:2], *expected[3:]]
-    assert worker._generator is None  # kept captions needed no generation
+    with pytest.raises(RowError, match=re.escape(failure.value.message)):
+        worker([samples[2]])
+    assert worker._running.generator is None  # neither kept captions nor kept failures needed any generation
+    assert worker._kept == {}
+
+
+def test_copies_with_other_prompts_share_one_cache(weights: Path) -> None:
+    worker = CogVLM(weights=weights, prompt="short.v1", max_new_tokens=8, rows=4, device="cpu")
+    other = copy.copy(worker)  # as `poster` takes it, before anything was captioned
+    other.prompt = caption_prompt("detailed.v1")
+    short, detailed = worker(samples_of(3)), other(samples_of(3))
+    assert worker._running.generator is not None
+    assert other._running.generator is worker._running.generator
+    assert [row["caption_prompt"] for row in (short[0], detailed[0])] == ["short.v1", "detailed.v1"]
+    assert worker(samples_of(3)) == [
+        row | {"caption_seconds": c.seconds} for row, c in zip(short, worker.captions, strict=True)
+    ]
 
 
 def test_the_hint_prompt_shows_the_raw_caption_and_changes_the_caption(weights: Path) -> None:
@@ -339,12 +359,16 @@ def test_another_tokenizer_dtype_or_rotary_is_another_fingerprint(recipe: Recipe
 
 
 def test_pictures_are_decoded_a_bounded_number_ahead_and_again_after_memory_ran_out() -> None:
-    samples = {bytes([i]): sample for i, sample in enumerate(samples_of(3 * AHEAD))}
     with ThreadPoolExecutor(2) as pool:
-        squares = _Squares(samples, pool, 14)
+        squares = _Squares(pool, 14)
+        for i, sample in enumerate(samples_of(3 * AHEAD)):
+            squares.add(bytes([i]), sample)
         first = squares.take(bytes([0]))
         assert len(squares._coming) == AHEAD - 1
         for i in range(1, 2 * AHEAD):
             squares.take(bytes([i]))
         assert len(squares._coming) == AHEAD - 1
-        assert bool((squares.take(bytes([0])) == first).all())
+        again = squares.take(bytes([0]))
+        assert first is not None
+        assert again is not None
+        assert bool((again == first).all())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,16 @@ def test_a_sequence_whose_logits_are_not_finite_ends_and_leaves_nothing_in_its_r
         assert answers[0].tokens == []
 
 
+def test_a_sequence_without_its_picture_costs_no_token(model: Model) -> None:
+    requests = requests_of(model.config, [5, 9, 7, 2, 6])
+    expected = tokens_of(Generator(model, rows=2, columns=128, eos=None)(requests))
+    refused = Request(requests[0].input_ids, requests[0].token_types, lambda: None, 8)
+    for mixed in ([refused, *requests, refused, refused], [refused] * 3):
+        answers = Generator(model, rows=2, columns=128, chunk=2, eos=None)(mixed)
+        assert tokens_of([a for a in answers if a.finish != "refused"]) == (expected if len(mixed) > 3 else [])
+        assert [a for a in answers if a.finish == "refused"] == [Answer([], "refused", len(refused.input_ids), 0.0)] * 3
+
+
 @pytest.mark.parametrize(
     ("failure", "short"),
     [
@@ -234,13 +245,48 @@ def test_a_batch_that_runs_out_of_memory_is_halved_until_it_fits(tmp_path: Path)
     assert 1 <= int(done.stdout) < 8192
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def on_card(folder: Path, *, second: bool = False, **keys: Any) -> Model:
+    """A tiny model on the card, of a width that its fast kernels take."""
+    config = config_of(second, hidden_size=192, intermediate_size=320, num_attention_heads=6)
+    return load(write_checkpoint(folder, config, tensors_of(config)), device="cuda", **keys)
+
+
+@needs_gpu
 @pytest.mark.parametrize("second", [False, True])
 def test_cuda_graphs_give_the_tokens_of_the_plain_step(tmp_path: Path, second: bool) -> None:
-    config = config_of(second, hidden_size=192, num_attention_heads=6)
-    folder = write_checkpoint(tmp_path, config, tensors_of(config))
-    on_gpu = load(folder, dtype=torch.float32, device="cuda")
-    requests = requests_of(on_gpu.config, [7, 1, 12, 3, 9, 2, 30, 14])
-    plain = Generator(on_gpu, rows=4, columns=128, chunk=2, eos=None, graphs=False)
-    captured = Generator(on_gpu, rows=4, columns=128, chunk=2, eos=None, graphs=True)
-    assert tokens_of(captured(requests)) == tokens_of(plain(requests))
+    model = on_card(tmp_path, second=second, dtype=torch.float32)
+    requests = requests_of(model.config, [7, 1, 12, 3, 9, 2, 30, 14], words=2)
+    # Past 128 columns another graph takes over.
+    long = [Request(r.input_ids, r.token_types, r.pixels, 128, r.key) for r in requests]
+    plain = Generator(model, rows=4, columns=256, chunk=2, eos=None, graphs=False)
+    captured = Generator(model, rows=4, columns=256, chunk=2, eos=None, graphs=True)
+    for asked in (requests, long, requests):  # the third call replays what the first captured
+        assert tokens_of(captured(asked)) == tokens_of(plain(asked))
+    assert len({columns for _, columns in captured._graphs}) == 2
+
+
+@needs_gpu
+@pytest.mark.parametrize("weight_format", ["none", "int8", "fp8"])
+def test_bfloat16_on_a_card_ends_as_the_plain_step_does(tmp_path: Path, weight_format: str) -> None:
+    model = on_card(tmp_path, dtype=torch.bfloat16, weight_format=weight_format)
+    requests = requests_of(model.config, [7, 1, 12, 3, 9, 2])
+    plain = Generator(model, rows=3, columns=128, chunk=3, eos=None, graphs=False)
+    assert tokens_of(Generator(model, rows=3, columns=128, chunk=3, eos=None)(requests)) == tokens_of(plain(requests))
+
+
+@needs_gpu
+def test_a_measured_batch_runs_and_memory_that_runs_out_halves_it(tmp_path: Path) -> None:
+    model = on_card(tmp_path, dtype=torch.bfloat16)
+    requests = requests_of(model.config, [6] * 20)
+    expected = tokens_of(Generator(model, rows=4, columns=128, eos=None)(requests))
+    rows, chunk = fit(model, prompt_tokens=60, columns=128)
+    assert tokens_of(Generator(model, rows=rows, columns=128, chunk=chunk, eos=None)(requests)) == expected
+    row_bytes = 8192 * Cache.bytes_per_token(model.config, torch.bfloat16)
+    too_many = 1 << (2 * torch.cuda.mem_get_info()[0] // row_bytes).bit_length()
+    generator = Generator(model, rows=too_many, columns=8192, eos=None)
+    assert tokens_of(generator(requests)) == expected
+    assert 1 <= generator.rows < too_many
+    torch.cuda.empty_cache()

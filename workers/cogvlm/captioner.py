@@ -22,11 +22,11 @@ from workers.sample import Sample
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.cogvlm.generate import Generator, Request
+    from workers.cogvlm.generate import Answer, Generator, Request
 
 __all__ = ["Caption", "CheckpointError", "CogVLM", "model_name", "revision"]
 
-# Captions kept for rows whose call failed because of a neighbour; the engine asks for them again in smaller batches.
+# Outcomes kept for rows whose call failed because of a neighbour; the engine asks for them again in smaller batches.
 KEPT = 65_536
 # Pictures decoded ahead of their turn: 23 MB of squares for CogVLM, 174 MB for CogVLM2.
 AHEAD = 32
@@ -41,6 +41,13 @@ class Caption:
     tokens_out: int
     finish_reason: str  # `stop` (end of sequence) or `length` (max_new_tokens or the context)
     seconds: float
+
+
+@dataclass
+class _Running:
+    """The generator of one model. Its cache takes what memory there is, so copies of a captioner share it."""
+
+    generator: Generator | None = None
 
 
 class CogVLM:
@@ -98,30 +105,30 @@ class CogVLM:
         self.name = model_name(weights)
         self.revision = revision(weights) + ("" if weight_format == "none" else f"+{weight_format}")
         self.captions: list[Caption] = []  # of the last call, in the order of its samples
-        self._kept: dict[bytes, Caption] = {}
-        self._generator: Generator | None = None
+        self._kept: dict[bytes, Caption | RowError] = {}
+        self._running = _Running()
 
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the `caption` columns per sample.
 
         Raises RowError for the first sample that has no picture, a prompt longer than the context, an output that
-        is not finite, or no room in memory even alone. The other captions of such a call are kept, and a later call for
-        them costs nothing.
+        is not finite, or no room in memory even alone. Such a call keeps its captions and its failures, and a later
+        call for these samples costs nothing.
         """
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
         texts = [self.prompt.text(sample.values.get("caption_raw")) for sample in samples]
         keys = [_key(sample, text) for sample, text in zip(samples, texts, strict=True)]
-        failures: dict[bytes, RowError] = {}
-        todo: dict[bytes, tuple[Sample, str]] = {}
-        for key, sample, text in zip(keys, samples, texts, strict=True):
-            if key not in self._kept:
-                todo[key] = (sample, text)
-        self._caption(todo, failures)
-        for key in keys:
-            if key in failures:
-                raise failures[key]
-        self.captions = [self._kept[key] for key in keys]
-        for key in keys:
-            self._kept.pop(key, None)
+        rows = zip(keys, samples, texts, strict=True)
+        self._caption({key: (sample, text) for key, sample, text in rows if key not in self._kept})
+        outcomes = [self._kept[key] for key in keys]
+        if failure := next((outcome for outcome in outcomes if isinstance(outcome, RowError)), None):
+            if len(set(keys)) == 1:
+                del self._kept[keys[0]]
+            raise failure
+        for key in set(keys):
+            del self._kept[key]
+        self.captions = [outcome for outcome in outcomes if isinstance(outcome, Caption)]
         return [
             {
                 "caption_en": caption.text,
@@ -147,18 +154,20 @@ class CogVLM:
         other._kept = {}
         return other
 
-    def _caption(self, todo: dict[bytes, tuple[Sample, str]], failures: dict[bytes, RowError]) -> None:
-        """Caption what can be captioned into `_kept`, and write into `failures` why the rest cannot."""
+    def _caption(self, todo: dict[bytes, tuple[Sample, str]]) -> None:
+        """Put into `_kept` a caption for each of `todo`, or why there is none."""
         from workers.cogvlm.generate import is_out_of_memory
 
         with ThreadPoolExecutor(self.threads) as pool:
-            squares = _Squares({key: sample for key, (sample, _) in todo.items()}, pool, self.config.vision.image_size)
+            squares = _Squares(pool, self.config.vision.image_size)
             requests: dict[bytes, Request] = {}
-            for key, (_, text) in todo.items():
+            for key, (sample, text) in todo.items():
                 try:
                     requests[key] = self._request(key, text, partial(squares.take, key))
                 except RowError as failure:
-                    failures[key] = failure
+                    self._kept[key] = failure
+                else:
+                    squares.add(key, sample)
             if not requests:
                 return
             try:
@@ -167,20 +176,17 @@ class CogVLM:
                 if not is_out_of_memory(failure):
                     raise
                 raise RowError("out_of_memory", f"not even one caption fits in memory: {failure}") from None
-        failures |= squares.failures
         for key, answer in zip(requests, answers, strict=True):
-            if answer.finish == "not_finite":
-                what = f"the model's output is not finite after {len(answer.tokens)} tokens"
-                failures.setdefault(key, RowError("operator_failed", f"{what}; try dtype float32"))
-            if key not in failures:
-                text = self.tokenizer.decode(answer.tokens).strip()
-                self._kept[key] = Caption(
-                    text, answer.prompt_tokens, len(answer.tokens), answer.finish, round(answer.seconds, 3)
-                )
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+            self._kept[key] = squares.failures.get(key) or self._outcome(answer)
 
-    def _request(self, key: bytes, text: str, pixels: Callable[[], Tensor]) -> Request:
+    def _outcome(self, answer: Answer) -> Caption | RowError:
+        if answer.finish == "not_finite":
+            what = f"the model's output is not finite after {len(answer.tokens)} tokens"
+            return RowError("operator_failed", f"{what}; try dtype float32")
+        text = self.tokenizer.decode(answer.tokens).strip()
+        return Caption(text, answer.prompt_tokens, len(answer.tokens), answer.finish, round(answer.seconds, 3))
+
+    def _request(self, key: bytes, text: str, pixels: Callable[[], Tensor | None]) -> Request:
         from workers.cogvlm.generate import Request
 
         words = self.tokenizer.encode(text)
@@ -203,20 +209,22 @@ class CogVLM:
 
         prompt = max(len(request.input_ids) for request in requests.values())
         columns = max(len(request.input_ids) + request.max_new_tokens for request in requests.values())
-        if self._generator is None or columns > self._generator.columns:
-            if self._generator is not None:
-                self._generator.release()
+        running = self._running.generator
+        if running is None or columns > running.columns:
+            if running is not None:
+                running.release()
             columns = -(-columns // 64) * 64
             rows, chunk = fit(self.model, prompt_tokens=prompt, columns=columns)
-            self._generator = Generator(
+            running = Generator(
                 self.model,
                 rows=self.rows or rows,
                 columns=columns,
                 chunk=chunk,
                 eos=self.config.eos_token_id,
             )
-        self._generator.sampling = self.sampling
-        return self._generator
+            self._running.generator = running
+        running.sampling = self.sampling
+        return running
 
 
 def check_files(weights: Path, tokenizer: Path) -> None:
@@ -257,30 +265,34 @@ def _square(sample: Sample, side_px: int) -> Tensor:
 
 
 class _Squares:
-    """Decoded squares, asked for in the order of the samples; threads decode a bounded number of them ahead."""
+    """Decoded squares, taken in the order in which they were added; threads decode a bounded number of them ahead."""
 
-    def __init__(self, samples: dict[bytes, Sample], pool: ThreadPoolExecutor, side_px: int) -> None:
-        self.samples = samples
+    def __init__(self, pool: ThreadPoolExecutor, side_px: int) -> None:
         self.pool = pool
         self.side_px = side_px
         self.failures: dict[bytes, RowError] = {}
-        self._keys = list(samples)
-        self._places = {key: place for place, key in enumerate(self._keys)}
+        self._samples: dict[bytes, Sample] = {}
+        self._keys: list[bytes] = []
+        self._places: dict[bytes, int] = {}
         self._coming: dict[bytes, Future[Tensor]] = {}
 
-    def take(self, key: bytes) -> Tensor:
-        """The square of one sample; of a broken picture a black one, so that its neighbours are captioned all the same.
+    def add(self, key: bytes, sample: Sample) -> None:
+        """Line up a sample; it is not decoded yet."""
+        self._places[key] = len(self._keys)
+        self._keys.append(key)
+        self._samples[key] = sample
+
+    def take(self, key: bytes) -> Tensor | None:
+        """The square of one sample; None for a broken picture, whose failure is noted.
 
         A sample that is asked for again (memory ran out, and its caption begins anew) is decoded again.
         """
-        import torch
-
         place = self._places[key]
         for following in self._keys[place : place + AHEAD]:
             if following not in self._coming:
-                self._coming[following] = self.pool.submit(_square, self.samples[following], self.side_px)
+                self._coming[following] = self.pool.submit(_square, self._samples[following], self.side_px)
         try:
             return self._coming.pop(key).result()
         except RowError as failure:
             self.failures[key] = failure
-            return torch.zeros(self.side_px, self.side_px, 3, dtype=torch.uint8)
+            return None

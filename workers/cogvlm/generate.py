@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,13 +55,14 @@ class Sampling:
 class Request:
     """One sequence to continue.
 
-    `pixels` is called when its turn comes and returns a square, uint8 [S, S, 3], or pixel values, float [3, S, S]; None
-    means no picture. `key` is what sampling is keyed by, so that a caption does not depend on its neighbours.
+    `pixels` is called when its turn comes and returns a square, uint8 [S, S, 3], or pixel values, float [3, S, S]; it
+    returns None to refuse the sequence, which then costs no token. `pixels` None means no picture. `key` is what
+    sampling is keyed by, so that its noise does not depend on its neighbours.
     """
 
     input_ids: Sequence[int]
     token_types: Sequence[int]
-    pixels: Callable[[], Tensor] | None
+    pixels: Callable[[], Tensor | None] | None
     max_new_tokens: int
     key: int = 0
 
@@ -69,7 +71,8 @@ class Request:
 class Answer:
     """What was generated, without EOS; `seconds` last from prefill to the end.
 
-    `finish` is `stop` (EOS), `length`, or `not_finite`: a logit was NaN or infinite, and `tokens` are those before it.
+    `finish` is `stop` (EOS), `length`, `refused` (it had no picture after all), or `not_finite`: a logit was NaN or
+    infinite, and `tokens` are those before it.
     """
 
     tokens: list[int]
@@ -137,6 +140,7 @@ class Generator:
         self._cache: Cache | None = None
         self._state: Tensor
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool: Any = None  # the memory that graphs share: torch's handle
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in the same order. Raises ValueError for a request longer than `columns`."""
@@ -160,7 +164,7 @@ class Generator:
     def release(self) -> None:
         """Give cache and graphs back; the next call allocates them again."""
         self._cache = None
-        self._graphs = {}
+        self._graphs, self._pool = {}, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -173,8 +177,7 @@ class Generator:
         waiting = deque(index for index, answer in enumerate(answers) if answer is None)
         while waiting or self._pending or any(self._slots):
             while waiting and self._slots.count(None) >= min(self.chunk, len(waiting)):
-                count = min(self.chunk, len(waiting))
-                self._admit([(index, requests[index]) for index in (waiting.popleft() for _ in range(count))])
+                self._admit(self._next(waiting, requests))
             if any(self._slots):
                 live = self.rows if waiting else self._gather()
                 self._step(live)
@@ -195,16 +198,33 @@ class Generator:
         self._state = torch.zeros(6, self.rows, dtype=torch.int64, device=device)
         self._token, self._position, self._length, self._active, self._key, self._count = self._state
 
-    def _admit(self, batch: list[tuple[int, Request]]) -> None:
+    def _next(self, waiting: deque[int], requests: Sequence[Request]) -> list[tuple[int, Request, Tensor | None]]:
+        """Up to `chunk` waiting sequences with their pixels; one that is refused is answered."""
+        batch: list[tuple[int, Request, Tensor | None]] = []
+        while waiting and len(batch) < self.chunk:
+            index = waiting.popleft()
+            request = requests[index]
+            pixels = request.pixels() if request.pixels else None
+            if request.pixels and pixels is None:
+                self._answers[index] = Answer([], "refused", len(request.input_ids), 0.0)
+            else:
+                batch.append((index, request, pixels))
+        return batch
+
+    def _admit(self, batch: list[tuple[int, Request, Tensor | None]]) -> None:
         """Prefill `batch` into free rows and draw each sequence's first token."""
+        if not batch:
+            return
         assert self._cache is not None
         device, begun = self.model.device, time.monotonic()
         free = [row for row, sequence in enumerate(self._slots) if sequence is None]
-        sequences = [_Sequence(index, request, row, begun) for (index, request), row in zip(batch, free, strict=False)]
+        sequences = [
+            _Sequence(index, request, row, begun) for (index, request, _), row in zip(batch, free, strict=False)
+        ]
         # Right-padded with mask 0: packing drops the padding before anything is computed.
-        padded = max(len(request.input_ids) for _, request in batch)
+        padded = max(len(request.input_ids) for _, request, _ in batch)
         ids, types, mask = torch.zeros(3, len(batch), padded, dtype=torch.int64)
-        for i, (_, request) in enumerate(batch):
+        for i, (_, request, _) in enumerate(batch):
             count = len(request.input_ids)
             ids[i, :count] = torch.tensor(request.input_ids)
             types[i, :count] = torch.tensor(request.token_types)
@@ -217,7 +237,7 @@ class Generator:
         logits = self.model.prefill(
             upload(ids, device),
             pack(types, mask, positions, device),
-            self._pixels([request for _, request in batch]),
+            self._pixels([pixels for _, _, pixels in batch if pixels is not None]),
             self._cache,
             rows,
         )
@@ -228,7 +248,7 @@ class Generator:
                 positions.gather(1, last[:, None] - 1)[:, 0],
                 last - 1,  # drawing the first token moves position and length on to where that token will stand
                 torch.ones_like(last),
-                torch.tensor([request.key for _, request in batch]),
+                torch.tensor([request.key for _, request, _ in batch]),
                 torch.zeros_like(last),
             )
         )
@@ -237,8 +257,7 @@ class Generator:
             self._slots[sequence.row] = sequence
         self._draw(logits, rows, list(enumerate(sequences)))
 
-    def _pixels(self, requests: list[Request]) -> Tensor | None:
-        found = [request.pixels() for request in requests if request.pixels is not None]
+    def _pixels(self, found: list[Tensor]) -> Tensor | None:
         if not found:
             return None
         batch = upload(torch.stack(found), self.model.device)
@@ -266,8 +285,10 @@ class Generator:
                 for _ in range(2):
                     model.step(*inputs, cache, columns)
             torch.cuda.current_stream().wait_stream(stream)
+            # One pool for all of them: they replay one at a time, and logits are read before the next one does.
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 logits = model.step(*inputs, cache, columns)
             self._graphs[live, columns] = (graph, logits)
         graph, logits = self._graphs[live, columns]
