@@ -17,9 +17,12 @@ from curate.recipe import Recipe
 from curate.store.files import Files
 from curate.store.parts import Version, fingerprint
 from schemas.columns import OPERATORS, indexed
+from schemas.errors import RowError
 from workers.sample import Sample
 
-Worker = Callable[[Sequence[Sample]], list[dict[str, Any]]]
+# One dict of the declared columns per sample, or the RowError of a row that failed alone. An exception is of the whole
+# batch: the engine then halves it until the row at fault stands alone.
+Worker = Callable[[Sequence[Sample]], Sequence[dict[str, Any] | RowError]]
 
 
 @runtime_checkable
@@ -38,6 +41,13 @@ class Pool:
     cpus: float = 1.0
     gpus: float = 0.0
     """Fractions share a GPU: 0.25 lets four workers have one."""
+    tasks: int = 1
+    """Ranges that one worker is on at once, each in a thread."""
+    alone: bool = True
+    """Operators run one at a time in a worker, whatever `tasks` says: one device. False: they wait for others' answers,
+    know how long at most, and may be called from several threads."""
+    most: int = 0
+    """Workers at most; 0: as many as there is room for."""
 
 
 CPU_ONLY = {"cpu": Pool()}

@@ -43,6 +43,7 @@ class RowError(Exception):
     def __init__(self, code: str, message: str, columns: dict[str, Any] | None = None) -> None:
         if code not in ROW_ERRORS:
             raise ValueError(f"{code!r} is not a row error; add it to schemas/errors.py")
+        message = message.encode("utf-8", "replace").decode()  # a lone surrogate would stop the part from being written
         super().__init__(message)
         self.code = code
         self.message = message

@@ -499,6 +499,36 @@ def test_a_worker_that_breaks_its_contract_stops_the_run(recipe: Recipe, quiet: 
     assert Worker(prepared.plan, isolated=False).plan is prepared.plan
 
 
+def test_a_row_that_fails_alone_or_says_what_cannot_be_stored_costs_its_neighbours_nothing(
+    recipe: Recipe, quiet: Quiet
+) -> None:
+    calls: list[int] = []
+
+    def odd(samples: Sequence[Sample]) -> Sequence[dict[str, Any] | RowError]:
+        calls.append(len(samples))
+        found: list[dict[str, Any] | RowError] = []
+        for sample in samples:
+            values = {"faces": 0, "face_area": 0.0, "face_boxes": [], "face_engine": "odd"}
+            if sample.row == 7:
+                values["face_engine"] = "half of a pair: \ud800"
+            if sample.row == 9:
+                values["faces"] = 2**40
+            found.append(RowError("operator_failed", "not this one \udfff") if sample.row == 11 else values)
+        return found
+
+    replaced = {"load": lambda recipe: odd, "facts": lambda recipe: {"version": 1, "engine": "odd"}}
+    path = tuple(dataclasses.replace(op, **replaced) if op.name == "faces" else op for op in pipeline.PATH)
+    code, cells = run(recipe, quiet, path)
+    assert code == 0
+    assert sum(calls) == cells["faces"]  # nobody was asked twice
+    store = Store(recipe.store.uri)
+    assert store.rows("SELECT row, message FROM errors WHERE operator = 'faces' AND shard LIKE '%0' ORDER BY row") == [
+        (7, "face_engine = 'half of a pair: \\ud800' is no string"),
+        (9, "faces = 1099511627776 is no int32"),
+        (11, "not this one ?"),
+    ]
+
+
 def test_columns_of_every_odd_type_and_name_pass_through(recipe: Recipe, quiet: Quiet, shards: Path) -> None:
     table = pq.read_table(shards / "train-00002.parquet")
     rows = table.num_rows

@@ -249,6 +249,7 @@ class Worker:
             with self._watchdog(len(samples)):
                 columns = worker(samples)
             _check(operator, samples, columns)
+            refused = _refused(operator, columns)
         except ContractError:
             raise
         except Exception as why:
@@ -257,14 +258,20 @@ class Worker:
                 self._run(i, samples[:middle], found)
                 self._run(i, samples[middle:], found)
             else:
-                failure = _as_row_error(why)
-                found.fail(i, samples[0].row, failure)
-                samples[0].values["failed"] = True
-                samples[0].values.update(failure.columns)
+                self._fail(i, samples[0], _as_row_error(why), found)
             return
-        for sample, values in zip(samples, columns, strict=True):
-            found.add(i, sample.row, values)
-            sample.values.update(values)
+        for place, (sample, values) in enumerate(zip(samples, columns, strict=True)):
+            outcome = refused.get(place, values)
+            if isinstance(outcome, RowError):
+                self._fail(i, sample, outcome, found)
+            else:
+                found.add(i, sample.row, outcome)
+                sample.values.update(outcome)
+
+    def _fail(self, i: int, sample: Sample, failure: RowError, found: Found) -> None:
+        found.fail(i, sample.row, failure)
+        sample.values["failed"] = True
+        sample.values.update(failure.columns)
 
     def _load(self, i: int) -> Callable:
         if i not in self.loaded:
@@ -272,7 +279,9 @@ class Worker:
                 self.loaded[i] = self.plan.operators[i].load(self.plan.recipe)
             except Exception as why:
                 name = self.plan.operators[i].name
-                raise ContractError(f"operator {name} does not load: {type(why).__name__}: {why}") from why
+                # Those that are raised for people to read (WeightsError, EndpointError, ...) need no class in front.
+                kind = "" if isinstance(why, (ValueError, FileNotFoundError, CurateError)) else f"{type(why).__name__}: "
+                raise ContractError(f"operator {name} does not load: {kind}{why}") from why
         return self.loaded[i]
 
     @contextmanager
@@ -388,9 +397,34 @@ def _check(operator: Operator, samples: Sequence[Sample], columns: Any) -> None:
     if not isinstance(columns, list) or len(columns) != len(samples):
         raise ContractError(f"operator {operator.name} must return one dict for each of its {len(samples)} rows")
     for values in columns:
-        if set(values) != declared:
+        if not isinstance(values, RowError) and set(values) != declared:
             odd = sorted(set(values) ^ declared)
             raise ContractError(f"operator {operator.name} must return its declared columns; differs in {odd}")
+
+
+def _refused(operator: Operator, columns: Sequence[dict[str, Any] | RowError]) -> dict[int, RowError]:
+    """Rows, by place, with a value that Arrow does not take (a lone surrogate, a number out of range): their failures.
+
+    Found here, before anything is built on such a value, and not when a range is written with all its neighbours.
+    """
+    places = [place for place, values in enumerate(columns) if isinstance(values, dict)]
+    refused: dict[int, RowError] = {}
+    for column in OPERATORS[operator.name]:
+        values = {place: columns[place][column.name] for place in places}  # type: ignore[index]
+        if _arrow_takes(list(values.values()), column.type):
+            continue
+        for place, value in values.items():
+            if not _arrow_takes([value], column.type):
+                refused[place] = RowError("operator_failed", f"{column.name} = {value!a:.80} is no {column.type}")
+    return refused
+
+
+def _arrow_takes(values: list[Any], type: pa.DataType) -> bool:
+    try:
+        pa.array(values, type)
+    except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _as_row_error(why: Exception) -> RowError:
