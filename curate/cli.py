@@ -44,13 +44,14 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
 ) -> None:
     """Run the main job: read, score, gate, caption, translate, store."""
-    from curate import pipeline
+    from curate import models, pipeline
     from curate.recipe import load
 
     loaded = load(recipe, set)
     if dry_run:
         from curate.dry_run import show
 
+        models.require(loaded, models.endpoints(loaded))
         show(pipeline.prepare(loaded))
         return
     raise typer.Exit(pipeline.run(loaded))
@@ -297,6 +298,32 @@ def balance(
     show(opened, draw(opened, wanted))
     if sacrificed:
         typer.echo(f"wrote {write_sacrificed(opened, sacrificed):,} rows to {sacrificed}")
+
+
+@app.command()
+def alike(
+    store: StoreAt,
+    least: Annotated[float, typer.Option(help="Jaccard index of two captions at least.")] = 0.9,
+    most: Annotated[int, typer.Option(help="Different pictures that may share a caption.")] = 3,
+    where: Annotated[str, typer.Option(metavar="SQL", help="Rows whose captions are compared, e.g. keep.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the columns back, and stop.")] = False,
+) -> None:
+    """Find English captions that say nearly the same of different pictures; `curate mix` leaves them out."""
+    from curate.alike import Settings
+    from curate.alike import alike as find
+    from curate.store import Store
+    from curate.store.derived import withdraw
+    from curate.table import clean, cut
+
+    opened = Store(store)
+    opened.require()
+    if undo:
+        typer.echo("taken back" if withdraw(opened.files, "alike") else "nothing to take back")
+        return
+    found = find(opened, Settings(least, most, where))
+    typer.echo(f"{found.refused:,} of {found.captions:,} captions are shared by more than {most} different pictures")
+    for pictures, caption in found.common:
+        typer.echo(f"{pictures:>7,} pictures  {cut(clean(caption), 60)}")
 
 
 @app.command()

@@ -6,25 +6,33 @@
 The table is data (models.toml); a file of your own in CURATE_MODELS_TABLE adds to it. Weights lie in CURATE_MODELS/NAME
 when that is set, otherwise in the hub's cache (files that come from elsewhere: ~/.cache/curate/models). Nothing is ever
 fetched by a run: what is missing is an error that names the command. HF_HUB_OFFLINE=1 forbids `pull` too.
+
+A file is what the table says, or what the hub said when it was fetched, or it is refused; SHA-256 is computed once for
+each state of a file and remembered in ~/.cache/curate/sha256.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from curate.errors import CurateError, UsageError, nearest
@@ -33,6 +41,8 @@ from curate.recipe import HEADS, TRANSLATORS, Recipe
 TABLE = Path(__file__).with_name("models.toml")
 PIECE = 1 << 20
 WAIT_S = 30.0  # for the next bytes of a download
+REMEMBERED_FROM = 4 << 20  # bytes of a file whose hash is remembered; smaller ones are read again
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Need:
-    """A recipe key that names weights, and what became of it: `path` where they are, or `problem`."""
+    """A recipe key that names weights or somebody who answers, and what became of it: `path`, or `problem`."""
 
     key: str
     value: str
@@ -82,6 +92,10 @@ def table(extra: str = "") -> dict[str, Model]:
             raise UsageError(f"CURATE_MODELS_TABLE: {path} is no table of models: {why}") from None
         for name, entry in raw.items():
             models[name] = _entry(path, name, entry)
+    for name, model in models.items():
+        if model.tokenizer and model.tokenizer not in models:
+            known = nearest(model.tokenizer, models)
+            raise UsageError(f"table of models: [{name}]: tokenizer = {model.tokenizer!r} is no entry{known}")
     return models
 
 
@@ -102,6 +116,12 @@ def _entry(path: Path, name: str, entry: Any) -> Model:
     for key, value in entry.items():
         if not isinstance(value, wanted.get(key, str)):
             raise UsageError(f"{where}: {key} = {value!r} must be {wanted.get(key, str).__name__}")
+    for file, digest in entry.get("files", {}).items():
+        if not isinstance(digest, str) or not re.fullmatch(r"([0-9a-f]{64})?", digest):
+            raise UsageError(f"{where}: files: {file} = {digest!r} must be a SHA-256 in hex, or empty")
+    for key in entry.get("operators", ()):
+        if not isinstance(key, str):
+            raise UsageError(f"{where}: operators: {key!r} must be a recipe key in quotes")
     missing = [key for key in ("about", "files", "bytes", "operators", "licence") if key not in entry]
     if missing or bool(entry.get("repo")) == bool(entry.get("url")):
         raise UsageError(f"{where}: {', '.join(missing) + ' missing' if missing else 'needs either repo or url'}")
@@ -137,17 +157,78 @@ def tokenizer_of(recipe: Recipe) -> str:
 
 
 def needs(recipe: Recipe) -> list[Need]:
-    """Everything that `recipe` needs, each found or with what is wrong."""
-    return [_look(key, value) for key, value in needed(recipe)]
+    """Weights and environments that `recipe` needs, each found or with what is wrong."""
+    return [_look(key, value) for key, value in needed(recipe)] + _ocr(recipe)
 
 
-def require(recipe: Recipe) -> None:
-    """Raise UsageError that names all weights that the recipe needs and that are not here."""
-    problems = [need for need in needs(recipe) if need.problem]
+def endpoints(recipe: Recipe) -> list[Need]:
+    """Endpoints that `recipe` asks, each with why it does not answer. Waits for each, some seconds at most."""
+    from workers.endpoint import EndpointError, knock
+
+    found = []
+    for name, keys in (("caption", recipe.caption), ("translate", recipe.translate)):
+        if keys.engine == "openai":
+            problem = ""
+            try:
+                knock(keys.endpoint)
+            except EndpointError as why:
+                problem = f"{name}.endpoint = {keys.endpoint!r}: {str(why).partition(': ')[2]}"
+            found.append(Need(f"{name}.endpoint", keys.endpoint, problem=problem))
+    return found
+
+
+def _ocr(recipe: Recipe) -> list[Need]:
+    """What the engine of [ocr] needs beside weights: a GPU, PaddleOCR's environment and folders."""
+    keys = recipe.ocr
+    found: list[Need] = []
+    if keys.engine == "rapidocr" and keys.device != "cpu":
+        from workers.ocr import providers
+
+        try:
+            providers(keys.device)
+        except ValueError as why:
+            found.append(Need("ocr.device", keys.device, problem=str(why)))
+    if keys.engine != "paddleocr":
+        return found
+    folders = {"ocr.detector": keys.detector, "ocr.recogniser": keys.recogniser}
+    for key, folder in folders.items() if any(folders.values()) else ():
+        problem = ""
+        if not folder:
+            problem = f"{key} is missing: name a model folder for both, or for neither"
+        elif not (Path(folder) / "inference.yml").is_file():
+            problem = f"{key} = {folder!r}: a model folder of PaddleOCR holds inference.yml"
+        found.append(Need(key, folder, path=None if problem else Path(folder), problem=problem))
+    python, problem = keys.python or sys.executable, ""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('paddleocr') is None)"
+    try:
+        if subprocess.run([python, "-c", code], capture_output=True, timeout=60, check=False).returncode:
+            problem = "has no paddleocr"
+    except (OSError, subprocess.TimeoutExpired) as why:
+        problem = getattr(why, "strerror", None) or "does not answer"
+    if problem:
+        problem = (
+            f"ocr.python = {keys.python!r}: {python}: {problem}; make paddle makes an environment for it, "
+            "ocr.python = '.venv-paddle/bin/python'"
+        )
+    return [*found, Need("ocr.python", python, path=None if problem else Path(python), problem=problem)]
+
+
+def require(recipe: Recipe, also: Sequence[Need] = ()) -> None:
+    """Raise UsageError that names all that the recipe needs and that is not here, one a line; `also`: `endpoints`."""
+    problems = [need for need in (*needs(recipe), *also) if need.problem]
     if problems:
-        absent = list(dict.fromkeys(need.model.name for need in problems if need.model))
-        fix = f"; run: curate models pull {' '.join(absent)}" if absent else ""
-        raise UsageError("; ".join(need.problem for need in problems) + fix)
+        fix = _fix(problems)
+        if len(problems) == 1:
+            raise UsageError(problems[0].problem + (f"; run: {fix}" if fix else ""))
+        lines = [f"{len(problems)} things that the recipe needs are not here:"]
+        lines += [f"  {need.problem}" for need in problems]
+        raise UsageError("\n".join(lines + ([f"run: {fix}"] if fix else [])))
+
+
+def _fix(problems: Sequence[Need]) -> str:
+    """The command that fetches what is missing."""
+    absent = list(dict.fromkeys(need.model.name for need in problems if need.model))
+    return f"curate models pull {' '.join(absent)}" if absent else ""
 
 
 def locate(key: str, value: str) -> Path:
@@ -164,7 +245,8 @@ def _look(key: str, value: str) -> Need:
     model = known().get(value)
     if not value:
         return Need(key, value, problem=f"{key} is missing; name a path, or one of {', '.join(fitting)}")
-    if Path(value).expanduser().exists():
+    # A name of the table is that model, whatever lies in the current folder; ./NAME is the folder.
+    if model is None and Path(value).expanduser().exists():
         return Need(key, value, path=Path(value).expanduser())
     if model is None:
         return Need(key, value, problem=f"{key} = {value!r} is no path and no model{nearest(value, fitting)}")
@@ -202,25 +284,98 @@ def missing_files(model: Model, folder: Path) -> list[str]:
 
 
 def mismatches(model: Model, folder: Path) -> list[str]:
-    """One line for each file whose SHA-256 is not the table's."""
-    wrong = []
-    for name, expected in model.files.items():
-        path = folder / name
-        if expected and path.is_file() and (found := _sha256(path)) != expected:
-            wrong.append(f"{path}: sha256 is {found}, expected {expected} for {model.name}; delete the file")
+    """One line for each file that is damaged or another: by its hash where one is known, and by its form."""
+    wrong = [
+        f"{path}: {digest_name(expected)} is {found}, expected {expected} for {model.name}; delete the file"
+        for path, expected in _hashes(model, folder)
+        if (found := digest(path, expected)) != expected
+    ]
+    files = [path for name in model.files for path in sorted(folder.glob(_escaped(name)))]
+    wrong += [f"{path}: {why}; delete the file" for path in files if (why := malformed(path))]
+    if model.convert and not wrong and (why := _not_converted(model, folder)):
+        wrong.append(f"{folder / model.file}: {why}; delete the file")
     return wrong
 
 
-def _sha256(path: Path) -> str:
+def unverified(model: Model, folder: Path) -> int:
+    """Files of the model for which neither the table nor the hub has told a hash."""
+    known = {path for path, _ in _hashes(model, folder)}
+    return sum(path not in known for name in model.files for path in folder.glob(_escaped(name)))
+
+
+def digest_name(expected: str) -> str:
+    """The hub knows large files by their SHA-256, small ones by Git's SHA-1."""
+    return "sha256" if len(expected) == 64 else "Git's sha1"
+
+
+def digest(path: Path, like: str) -> str:
+    """SHA-256 of a file, or Git's SHA-1 where `like` is one; of a large one computed once for each state of the file.
+
+    Workers of one machine that ask together wait for the first of them: 35 GB are not read by all.
+    """
     stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
+    if stat.st_size < REMEMBERED_FROM:
+        return _read(path, like)
+    state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "curate" / "sha256"
+    stamp = cache / hashlib.sha256(f"{digest_name(like)} {path.resolve()}".encode()).hexdigest()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with stamp.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            known, _, found = file.read().strip().partition("\n")
+            if known != state or len(found) != len(like):
+                found = _read(path, like)
+                file.seek(0)
+                file.truncate()
+                file.write(f"{state}\n{found}\n")
+            return found
+    except OSError:  # no place to remember it in
+        return _read(path, like)
 
 
-@functools.lru_cache(maxsize=256)
-def _digest(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file, computed once for each state of it."""
+def _read(path: Path, like: str) -> str:
+    if len(like) == 64:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(PIECE):
+            blob.update(piece)
+    return blob.hexdigest()
+
+
+def malformed(path: Path) -> str:
+    """Why a file is not whole, as far as its form tells without a hash; empty when nothing is wrong."""
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        return "is empty"
+    if head == LFS_POINTER[:16]:
+        return "is a pointer of Git LFS and not the file"
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return "is no valid JSON"
+    if path.suffix == ".safetensors":
+        return "" if _header(path) is not None else "is cut or no safetensors"
+    if path.suffix in (".bin", ".pth", ".pt") and head[:1] != b"\x80" and not zipfile.is_zipfile(path):
+        return "is cut or no weights of PyTorch"
+    return ""
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """The header of a safetensors file, or None when the file is not exactly as long as it says."""
+    try:
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(size)) if 0 < size < path.stat().st_size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return header if 8 + size + max(ends, default=0) == path.stat().st_size else None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
 
 
 def _escaped(name: str) -> str:
@@ -279,11 +434,12 @@ def pull(names: Sequence[str], console: Console | None = None) -> None:
             console.print("  the table pins no commit: the newest one is fetched")
         folder = _fetch(model)
         for path, expected in _hashes(model, folder):
-            if (found := _sha256(path)) != expected:
+            if (found := digest(path, expected)) != expected:
                 path.resolve().unlink()  # what the hub's cache holds behind the name; the next pull fetches it anew
                 path.unlink(missing_ok=True)
                 raise CurateError(
-                    f"{path}: sha256 is {found}, expected {expected} for {model.name}; removed, pull again"
+                    f"{path}: {digest_name(expected)} is {found}, expected {expected} for {model.name}; "
+                    "removed, pull again"
                 )
         if model.convert:
             _convert(model, folder)
@@ -299,6 +455,11 @@ def _known(name: str) -> Model:
 
 
 def _fetch(model: Model) -> Path:
+    """The folder with all files of the model, those that are not there yet fetched."""
+    for folder in _folders(model):
+        made = [model.file] if model.convert else []
+        if folder.is_dir() and set(missing_files(model, folder)) <= set(made):
+            return folder
     target = _target(model)
     try:
         _forbid_offline()
@@ -306,6 +467,8 @@ def _fetch(model: Model) -> Path:
             assert target is not None
             target.mkdir(parents=True, exist_ok=True)
             for name in model.files:
+                if (target / name).is_file():  # whole: it came under another name
+                    continue
                 url = urllib.parse.urljoin(model.url, urllib.parse.quote(name))
                 _download(url, target / name, goes_on=bool(model.files[name]))
             return target
@@ -374,13 +537,16 @@ def _download(url: str, path: Path, *, goes_on: bool) -> None:
 
 
 def _convert(model: Model, folder: Path) -> None:
-    """Pickled weights to safetensors: tensors are read with weights_only, which runs nothing."""
+    """Pickled weights to safetensors: tensors are read with weights_only, which runs nothing.
+
+    The file says what it was made of and what it holds, so that another one in its place is noticed.
+    """
     target = folder / model.file
     if target.is_file():
         return
     try:
         import torch
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise CurateError(
             f"{model.name}: turning it into safetensors needs torch: pip install 'curate[models]'"
@@ -388,13 +554,34 @@ def _convert(model: Model, folder: Path) -> None:
     (source,) = model.files
     try:
         tensors = torch.load(folder / source, map_location="cpu", weights_only=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        held = _held(save(tensors))
     except Exception as why:  # torch raises what pickle, zip and its own reader raise
         raise CurateError(f"{folder / source}: no weights that can be read safely: {type(why).__name__}") from None
+    part = target.with_name(f"{target.name}.part")
+    part.write_bytes(save(tensors, {"source_sha256": _read(folder / source, "0" * 64), "tensors_sha256": held}))
+    part.replace(target)
+
+
+def _not_converted(model: Model, folder: Path) -> str:
+    """Why a converted file is not what its source gives; empty when it is."""
+    header = _header(folder / model.file)
+    if header is None:
+        return "is cut or no safetensors"
+    said = header.get("__metadata__") or {}
+    (source,) = model.files
+    if said.get("source_sha256") != _read(folder / source, "0" * 64):
+        return f"was not made from {source}"
+    return "" if said.get("tensors_sha256") == _held((folder / model.file).read_bytes()) else "is damaged"
+
+
+def _held(data: bytes) -> str:
+    """SHA-256 of the tensors of a safetensors file, without its header."""
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
 def _hashes(model: Model, folder: Path) -> list[tuple[Path, str]]:
-    """Fetched files with the SHA-256 of the table or, for others, the one that the hub gave as the file's ETag."""
+    """Files with the SHA-256 of the table or, for others, the hash that the hub gave as the file's ETag."""
     found = []
     for name, expected in model.files.items():
         for path in sorted(folder.glob(_escaped(name))):
@@ -402,7 +589,7 @@ def _hashes(model: Model, folder: Path) -> list[tuple[Path, str]]:
             told = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
             if told.is_file():
                 etag = next(iter(told.read_text().splitlines()[1:]), "")
-            if expected or re.fullmatch(r"[0-9a-f]{64}", etag):  # files outside LFS have a git hash
+            if expected or re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
                 found.append((path, expected or etag))
     return found
 
@@ -425,8 +612,7 @@ def show_list(console: Console | None = None) -> None:
         console.print(
             Text(f"{model.name:<{width}}  ", style="bold") + Text(f"{size(model.bytes):>8}  {state:<8}  {keys}")
         )
-        console.print(Text(f"  {model.about}", style="dim"), soft_wrap=True)
-        console.print(Text(f"  {terms(model)}", style="dim"), soft_wrap=True)
+        console.print(Padding(Text(f"{model.about}\n{terms(model)}", style="dim"), (0, 0, 0, 2)))
 
 
 def terms(model: Model) -> str:
@@ -435,18 +621,26 @@ def terms(model: Model) -> str:
 
 
 def check(recipe: Recipe, console: Console | None = None) -> None:
-    """Print what `recipe` needs and where it is; CurateError when something is missing."""
+    """Print what `recipe` needs and where it is; UsageError when something is missing."""
     console = console or Console(highlight=False)
-    found = needs(recipe)
+    found = needs(recipe) + endpoints(recipe)
     for need in found:
-        state = need.problem or str(need.path)
+        state = need.problem.removeprefix(need.key).removeprefix(" = ") or str(need.path or f"{need.value} answers")
         console.print(
-            Text(f"{need.key:<18}", style="bold") + Text(state, style="red" if need.problem else ""), soft_wrap=True
+            Text(f"{need.key:<18}  ", style="bold") + Text(state, style="red" if need.problem else ""), soft_wrap=True
         )
+        if need.model and need.path and (count := unverified(need.model, _folder_of(need.model, need.path))):
+            said = f"{count} of its files unverified: neither the table nor the hub has told their hash"
+            console.print(Text(f"{'':<20}{said}", style="yellow"), soft_wrap=True)
     if not found:
         console.print("this recipe needs no weights")
-    if any(need.problem for need in found):
-        require(recipe)
+    if problems := [need for need in found if need.problem]:
+        fix = _fix(problems)
+        raise UsageError(f"{len(problems)} of {len(found)} are not here" + (f"; run: {fix}" if fix else ""))
+
+
+def _folder_of(model: Model, path: Path) -> Path:
+    return path.parent if model.file else path
 
 
 def size(count: int) -> str:

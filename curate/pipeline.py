@@ -131,7 +131,9 @@ def _ocr(recipe: Recipe) -> Worker:
             python=keys.python, detector=keys.detector, recogniser=keys.recogniser, device=keys.device,
             min_confidence=keys.min_confidence,
         )  # fmt: skip
-    return RapidOcr(pixels=recipe.ocr.pixels, min_confidence=recipe.ocr.min_confidence)
+    return RapidOcr(
+        pixels=recipe.ocr.pixels, min_confidence=recipe.ocr.min_confidence, device=recipe.ocr.device
+    )  # fmt: skip
 
 
 def _caption(recipe: Recipe) -> Worker:
@@ -206,6 +208,7 @@ def _vlm(recipe: Recipe) -> Worker:
         models.locate("caption.weights", keys.weights), caption_prompt(keys.prompt), name=found["model"],
         revision=found["revision"], max_new_tokens=keys.max_new_tokens, rows=keys.rows or 8,
         temperature=keys.temperature, top_k=keys.top_k, top_p=keys.top_p, seed=keys.seed, dtype=keys.dtype,
+        max_side_px=keys.max_side_px,
     )  # fmt: skip
     return _checked(captioner, recipe)
 
@@ -434,7 +437,7 @@ def _vlm_facts(recipe: Recipe) -> dict[str, Any]:
         "model": model_name(weights),
         "revision": revision(weights),
         "prompt": asdict(caption_prompt(keys.prompt)),
-        **{key: getattr(keys, key) for key in ("max_new_tokens", "dtype", *sampling)},
+        **{key: getattr(keys, key) for key in ("max_new_tokens", "dtype", "max_side_px", *sampling)},
     }
 
 
@@ -467,7 +470,7 @@ def _poster_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _translator_facts(recipe: Recipe) -> dict[str, Any]:
-    from workers import translator
+    from workers import endpoint, translator
     from workers.cogvlm.captioner import model_name
     from workers.embedder import revision
     from workers.spans import glossary
@@ -475,13 +478,13 @@ def _translator_facts(recipe: Recipe) -> dict[str, Any]:
     keys = recipe.translate
     found = {"version": translator.VERSION, "engine": keys.engine, "glossary": glossary(keys.glossary), "raw": keys.raw}
     if keys.engine == "openai":
-        return found | {"model": keys.model, "revision": ""}
+        return found | {"model": keys.model, "revision": "", "endpoint_version": endpoint.VERSION}
     weights = models.locate("translate.weights", keys.weights)
     return found | {"model": model_name(weights), "revision": revision(weights), "dtype": keys.dtype}
 
 
 def _translate_facts(recipe: Recipe) -> dict[str, Any]:
-    return {"engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
+    return {"version": 2, "engine": "facts", "model": facts.MODEL, "revision": str(facts.VERSION)}
 
 
 def _no_worker(recipe: Recipe) -> Worker:
@@ -514,7 +517,14 @@ PATH: tuple[Operator, ...] = (
         wanted=lambda recipe: recipe.embed.engine != "none" and recipe.embed.concepts != "",
     ),
     Operator("faces", _faces, _faces_facts, costly=True, wanted=lambda recipe: recipe.faces.engine != "none"),
-    Operator("ocr", _ocr, _ocr_facts, costly=True, wanted=lambda recipe: recipe.ocr.engine != "none"),
+    Operator(
+        "ocr", _ocr, _ocr_facts, costly=True,
+        wanted=lambda recipe: recipe.ocr.engine != "none" and recipe.ocr.device == "cpu",
+    ),
+    Operator(
+        "ocr", _ocr, _ocr_facts, costly=True, pool="gpu",
+        wanted=lambda recipe: recipe.ocr.engine != "none" and recipe.ocr.device != "cpu",
+    ),
     Operator(
         "caption", _caption, _caption_facts, image="none", needs=facts.NEEDS, costly=True,
         wanted=lambda recipe: recipe.caption.engine == "facts",
@@ -529,7 +539,7 @@ PATH: tuple[Operator, ...] = (
         wanted=lambda recipe: recipe.caption.engine == "transformers",
     ),
     Operator(
-        "caption", _openai, _openai_facts, image="encoded", needs=("caption_raw",), costly=True, pool="gpu",
+        "caption", _openai, _openai_facts, image="encoded", needs=("caption_raw",), costly=True, pool="net",
         batch=256, wanted=lambda recipe: recipe.caption.engine == "openai",
     ),
     Operator(
@@ -538,7 +548,7 @@ PATH: tuple[Operator, ...] = (
     ),
     Operator(
         "translate", _translator, _translator_facts, image="none", needs=("caption_en", "caption_raw"), costly=True,
-        pool="gpu", batch=256, wanted=lambda recipe: recipe.translate.engine == "openai",
+        pool="net", batch=256, wanted=lambda recipe: recipe.translate.engine == "openai",
     ),
     Operator(
         "translate", _translate, _translate_facts, image="none", needs=("caption_en", "caption_engine", *facts.NEEDS),
@@ -554,7 +564,7 @@ PATH: tuple[Operator, ...] = (
         wanted=lambda recipe: recipe.poster.engine != "none" and recipe.caption.engine in ("cogvlm", "transformers"),
     ),
     Operator(
-        "poster", _poster, _poster_facts, image="encoded", needs=poster.NEEDS, costly=True, pool="gpu", batch=256,
+        "poster", _poster, _poster_facts, image="encoded", needs=poster.NEEDS, costly=True, pool="net", batch=256,
         wanted=lambda recipe: recipe.poster.engine != "none" and recipe.caption.engine == "openai",
     ),
     Operator(
@@ -563,7 +573,8 @@ PATH: tuple[Operator, ...] = (
     ),
     Operator(
         "quality", _quality, _quality_facts, image="none", costly=True, needs=(
-            "caption_raw", "caption_en", "caption_zh", "caption_finish", "translate_lost", "ocr_text", "ocr_scores",
+            "caption_raw", "caption_en", "caption_zh", "caption_finish", "caption_raw_zh", "caption_raw_en",
+            "translate_lost", "translate_cut", "translate_raw_lost", "translate_raw_cut", "ocr_text", "ocr_scores",
             "similarity_en",
         ),
         wanted=lambda recipe: recipe.quality.engine != "none",
@@ -575,10 +586,21 @@ PATH: tuple[Operator, ...] = (
 # A worker on a GPU mostly waits for it: with half a CPU there is room for one of each pool on two cores. All models of
 # a recipe live in one worker: in workers apart, the one that is idle would keep its share of a GPU from the other.
 def pools(recipe: Recipe) -> dict[str, Pool]:
-    """The resources of each kind of worker."""
-    return {"cpu": Pool(cpus=1), "gpu": Pool(cpus=0.5, gpus=recipe.engine.gpu_share)}
+    """The resources of each kind of worker.
+
+    A worker that asks an endpoint is on several ranges at once, so that the end of one leaves no request unused: three
+    times as many rows as requests, and one range more.
+    """
+    asked = [keys.requests for keys in (recipe.caption, recipe.translate) if keys.engine == "openai"]
+    ranges = -(-3 * max(asked, default=1) // recipe.engine.range_rows) + 1
+    return {
+        "cpu": Pool(cpus=1),
+        "gpu": Pool(cpus=0.5, gpus=recipe.engine.gpu_share, tasks=2),  # one reads and saves while the other computes
+        "net": Pool(cpus=0.5, tasks=min(ranges, MOST_RANGES), alone=False, most=recipe.engine.endpoint_workers),
+    }
 
 
+MOST_RANGES = 32  # threads of a worker that asks an endpoint
 LOOK_FIRST = 64  # shards that are looked at before an engine is started
 
 
@@ -656,6 +678,8 @@ def _compute(
     with display.waiting(plan, progress, "a look at what is done"):
         if _nothing_to_do(plan, shards, progress):
             return
+    if silent := [need.problem for need in models.endpoints(plan.recipe) if need.problem]:
+        raise CurateError("; ".join(silent))
     kind = "Ray" if plan.recipe.engine.kind == "ray" else "operators"
     with display.waiting(plan, progress, f"{kind} to start"):
         engine = make_engine(plan)

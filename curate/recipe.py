@@ -44,6 +44,7 @@ class Engine:
     workers: int = knob(0, "CPU workers at most; 0: one for each CPU of the machine or cluster", at_least=0)
     gpu_workers: int = knob(0, "GPU workers at most; 0: as many as the GPUs hold, or one without any", at_least=0)
     gpu_share: float = knob(1.0, "GPU that one GPU worker takes; 0.5: two workers share one", at_least=0.01)
+    endpoint_workers: int = knob(1, "workers that ask endpoints (engine openai), at most", at_least=1)
     min_workers: int = knob(1, "workers of each pool that stay while they have nothing to do", at_least=1)
     worker_memory_gb: float = knob(
         0.0, "GB that a CPU worker may take beyond what it starts with; 0: any", at_least=0.0
@@ -116,7 +117,9 @@ class Ocr:
     python: str = knob("", "interpreter of an environment that has paddleocr; empty: this one (paddleocr)")
     detector: str = knob("", "model folder of PaddleOCR; empty: the models in RapidOCR's wheel (paddleocr)")
     recogniser: str = knob("", "the same (paddleocr)")
-    device: str = knob("cpu", "cpu, gpu:0, ... (paddleocr)")
+    device: str = knob(
+        "cpu", "cpu; gpu or gpu:0, by onnxruntime-gpu (rapidocr) or PaddlePaddle's GPU wheel (paddleocr)"
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ class Caption:
     weights: str = knob("", "model of `curate models list`, or the folder of a checkpoint (cogvlm, transformers)")
     tokenizer: str = knob("", "the same of the tokenizer, where it is not the checkpoint's or the one the list names")
     max_new_tokens: int = knob(256, "longest caption, tokens", at_least=1)
-    rows: int = knob(0, "captions generated at once; 0: what fits in memory, by measurement", at_least=0)
+    rows: int = knob(
+        0, "captions generated at once; 0: what fits in memory, by measurement (cogvlm), or 8, halved when memory "
+        "runs out (transformers)", at_least=0,
+    )  # fmt: skip
     temperature: float = knob(0.0, "0: the likeliest token; above: sampled, keyed by seed and content", at_least=0.0)
     top_k: int = knob(0, "sample from the k likeliest tokens; 0: all", at_least=0)
     top_p: float = knob(1.0, "sample from the likeliest tokens of this mass, 0..1", at_least=0.001)
@@ -145,10 +151,10 @@ class Caption:
     attempts: int = knob(2, "further tries, sampled, for a caption that fails its checks; not for facts", at_least=0)
     endpoint: str = knob("", "address that ends in /v1 (openai); its key: CURATE_API_KEY")
     model: str = knob("", "name of the model there (openai)")
-    requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
+    requests: int = knob(16, "requests in flight, for each of engine.endpoint_workers (openai)", at_least=1)
     timeout_s: float = knob(120.0, "seconds that one request may take (openai)", at_least=0.1)
     retries: int = knob(5, "further tries after 429, 5xx and broken answers (openai)", at_least=0)
-    max_side_px: int = knob(2048, "larger pictures are sent smaller (openai)", at_least=64)
+    max_side_px: int = knob(2048, "larger pictures are shown smaller (openai, transformers)", at_least=64)
 
 
 @dataclass(frozen=True)
@@ -165,14 +171,17 @@ class Translate:
     rows: int = knob(64, "texts translated at once (marian, nllb, causal-lm)", at_least=1)
     endpoint: str = knob("", "address that ends in /v1 (openai); its key: CURATE_API_KEY")
     model: str = knob("", "name of the model there (openai)")
-    requests: int = knob(16, "requests in flight in each worker (openai)", at_least=1)
+    requests: int = knob(16, "requests in flight, for each of engine.endpoint_workers (openai)", at_least=1)
     timeout_s: float = knob(120.0, "seconds that one request may take (openai)", at_least=0.1)
     retries: int = knob(5, "further tries after 429, 5xx and broken answers (openai)", at_least=0)
 
 
 @dataclass(frozen=True)
 class Quality:
-    engine: str = knob("none", "rules: checks of raw, English and Chinese captions; none", ("rules", "none"))
+    engine: str = knob(
+        "auto", "rules: checks of raw, English and Chinese captions; none; auto: rules when a model or an endpoint "
+        "captions or translates, else none", ("auto", "rules", "none"),
+    )  # fmt: skip
     min_words: int = knob(5, "shortest English caption, words", at_least=0)
     max_words: int = knob(400, "longest English caption, words", at_least=1)
     min_quotes: float = knob(0.5, "least share of quoted parts that OCR must have read, 0..1", at_least=0.0)
@@ -225,6 +234,9 @@ class Recipe:
         if self.translate.engine == "auto":
             fitting = "facts" if self.caption.engine == "facts" else "none"
             object.__setattr__(self, "translate", replace(self.translate, engine=fitting))
+        if self.quality.engine == "auto":
+            written = self.caption.engine not in ("facts", "none") or self.translate.engine not in ("facts", "none")
+            object.__setattr__(self, "quality", replace(self.quality, engine="rules" if written else "none"))
         if self.translate.engine in TRANSLATORS and not self.translate.weights:
             object.__setattr__(self, "translate", replace(self.translate, weights=TRANSLATORS[self.translate.engine]))
         if self.aesthetic.engine in HEADS and not self.aesthetic.weights:

@@ -125,6 +125,9 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("caption_raw_zh", TEXT, "an English raw caption in Simplified Chinese, with translate.raw; else null"),
         Column("caption_raw_en", TEXT, "a Chinese raw caption in English, with translate.raw; else null"),
         Column("translate_lost", TEXTS, "quoted text, numbers, glossary names of caption_en that caption_zh lacks"),
+        Column("translate_cut", BOOL, "whether the translator met its token limit on caption_en: text is missing"),
+        Column("translate_raw_lost", TEXTS, "translate_lost of the translated raw caption"),
+        Column("translate_raw_cut", BOOL, "translate_cut of the translated raw caption"),
         Column("translate_engine", TEXT, "what translated it"),
         Column("translate_model", TEXT, "model name"),
         Column("translate_revision", TEXT, "revision of the model's weights or of the composing code"),
@@ -145,9 +148,11 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     ),
     "quality": (
         Column("caption_raw_reason", TEXT, "why the raw caption is not to be used (docs/quality.md); null: use it"),
+        Column("caption_raw_zh_reason", TEXT, "why the translation caption_raw_zh is not to be used; null: use it"),
+        Column("caption_raw_en_reason", TEXT, "why the translation caption_raw_en is not to be used; null: use it"),
         Column("caption_en_reason", TEXT, "why the English caption is not to be used; null: use it"),
         Column("caption_en_words", INT, "words of the English caption"),
-        Column("caption_en_language", TEXT, "en, zh, other or none, by its letters"),
+        Column("caption_en_language", TEXT, "en, zh, other or none, by its letters and function words"),
         Column("caption_en_repetition", REAL, "share of its runs of four words that stood before, 0..1"),
         Column("caption_en_opening", TEXT, "boilerplate that it begins with"),
         Column(
@@ -185,6 +190,13 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("balance_weight", REAL, "expected uses of the row in an epoch; 0 when it is not kept"),
         Column("balance_keep", BOOL, "whether a draw keyed by seed and row_id keeps it; null when not to be balanced"),
     ),
+    "alike": (
+        Column("caption_en_alike", INT, "other pictures (copies aside) whose English caption says nearly the same"),
+        Column(
+            "caption_en_alike_first", TEXT, "row_id of the first row with that caption; its own where none is alike"
+        ),
+        Column("caption_en_alike_reason", TEXT, "`near_identical`: more pictures share it than `curate alike` allows"),
+    ),
     "predicted": (
         Column("predicted_tier", INT, "tier 1..5 that people would give, learned from their ratings (`curate fit`)"),
         Column("predicted_score", REAL, "expected tier, 1..5: the mean of the model's distribution over tiers"),
@@ -203,7 +215,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
 }
 
 # Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
-DERIVED: tuple[str, ...] = ("dedup", "balance", "predicted", "loss")
+DERIVED: tuple[str, ...] = ("dedup", "balance", "alike", "predicted", "loss")
 
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (

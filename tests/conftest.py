@@ -110,6 +110,30 @@ def recipe(shards: Path) -> Recipe:
     return recipe_for(shards.parent)
 
 
+@pytest.fixture
+def captioned(tmp_path: Path, pictures: Callable[[int, int], list[bytes]]) -> Callable[..., Recipe]:
+    """`captioned(captions, section={...})`: a recipe over one shard with these raw captions and the engines named."""
+
+    def make(captions: list[str | None], **sections: dict[str, object]) -> Recipe:
+        (tmp_path / "captioned").mkdir()
+        table = pa.table({"image": pa.array(pictures(len(captions), 7), pa.binary()), "caption": captions})
+        pq.write_table(table, tmp_path / "captioned" / "a.parquet")
+        without = {
+            name: {"engine": "none"} for name in ("faces", "ocr", "aesthetic", "caption", "translate", "quality")
+        }
+        chosen = {name: {**without.get(name, {}), **keys} for name, keys in (without | sections).items()}
+        return from_tables(
+            {
+                "input": {"uri": str(tmp_path / "captioned")},
+                "store": {"uri": str(tmp_path / "store")},
+                "engine": {"kind": "inline"},
+                **chosen,
+            }
+        )
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def quiet() -> Callable[[], Display]:
     """Makes a display that writes nowhere."""

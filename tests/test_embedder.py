@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,23 @@ def test_weights_that_do_not_fit_are_one_clear_line(damage: str, weights: Path, 
         OpenClip(path, architecture)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_run_scores_by_siglip_s_head(
+    captioned: Callable[..., Recipe], quiet: Callable[[], Display], tmp_path: Path
+) -> None:
+    folder = write_siglip(tmp_path / "siglip")
+    head = write_head(tmp_path / "v2.5.pth", 24, (0, 2, 4, 6, 8), "scoring_head")
+    recipe = captioned(
+        [None] * 3, embed={"dtype": "float32"},
+        aesthetic={"engine": "siglip-v2.5", "weights": str(head), "backbone": str(folder)},
+    )  # fmt: skip
+    assert pipeline.run(recipe, display=quiet()) == 0
+    rows = Store(recipe.store.uri).rows("SELECT aesthetic, aesthetic_engine FROM samples ORDER BY row")
+    data = pq.read_table(Path(recipe.input.uri) / "a.parquet")["image"].to_pylist()
+    alone = Aesthetic(Embedder(Siglip(folder)), head, "siglip-v2.5")([Sample(i, d, {}) for i, d in enumerate(data)])
+    assert [row[0] for row in rows] == pytest.approx([row["aesthetic"] for row in alone], abs=1e-5)
+    assert {row[1] for row in rows} == {"siglip-v2.5"}
 
 
 def test_a_run_embeds_scores_and_compares_with_one_pass_through_the_model(

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,12 +28,12 @@ from schemas.errors import RowError
 from workers.cogvlm.prompt import caption_prompt
 from workers.endpoint import Endpoint, EndpointCaptioner, EndpointError, EndpointModel
 from workers.sample import Sample
-from workers.translator import Piece
+from workers.translator import Piece, Written
 
 
 @dataclass
 class Server:
-    """`script` holds what the next answers are: a status, `slow`, `drip`, `cut`, `json`, `empty`, `null` or `ok`."""
+    """`script` holds what the next answers are: a status, or a word that `behave` knows."""
 
     script: list[Any] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +44,7 @@ class Server:
     """Answers wait until so many requests are in flight."""
     full: threading.Condition = field(default_factory=threading.Condition)
     stop: threading.Event = field(default_factory=threading.Event)
+    location: str = ""
     port: int = 0
 
     @property
@@ -67,7 +68,8 @@ def serving(server: Server) -> Iterator[Server]:
 
         def do_GET(self) -> None:
             server.keys.append(self.headers.get("Authorization"))
-            self.send(server.script.pop(0) if server.script and server.script[0] in (401, 403) else 200, b"{}")
+            refused = bool(server.script) and server.script[0] in (302, 401, 403)
+            self.send(server.script.pop(0) if refused else 200, b"{}", {"Location": server.location})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -86,17 +88,38 @@ def serving(server: Server) -> Iterator[Server]:
 
         def behave(self, kind: Any, good: bytes) -> None:
             if isinstance(kind, int):
-                self.send(kind, json.dumps({"error": {"message": f"told {kind}"}}).encode(), {"Retry-After": "0"})
+                told = json.dumps({"error": {"message": f"told {kind}"}}).encode()
+                self.send(kind, told, {"Retry-After": "0", "Location": server.location})
             elif kind == "slow":
                 server.stop.wait(10)
                 self.close_connection = True
             elif kind == "drip":
                 self.send(200, good, drip=True)
+            elif str(kind).startswith("say:"):
+                self.send(200, answer(kind[4:]))
+            elif kind == "heads":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Header: ")
+                while not server.stop.wait(0.05):
+                    try:
+                        self.wfile.write(b"a")
+                    except OSError:
+                        break
+                self.close_connection = True
             elif kind == "cut":
                 self.send(200, good, cut=20)
             else:
                 bad = {"json": b"{not json", "empty": b'{"choices": []}', "long": answer("word " * 9, "length")}
                 bad["null"] = b'{"choices": [{"message": {"content": null}}]}'
+                bad["choice"] = b'{"choices": [7]}'
+                bad["message"] = b'{"choices": [{"message": "text"}]}'
+                bad["list"] = b"[1, 2]"
+                bad["deep"] = b"[" * 100_000
+                bad["usage"] = good.replace(b'{"prompt_tokens"', b'[1], "other": {"prompt_tokens"')
+                bad["usages"] = good.replace(b'"usage": {', b'"usage": "none", "other": {')
+                parts = [{"type": "text", "text": "a "}, {"type": "thought"}, {"type": "text", "text": "gate"}]
+                bad["parts"] = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+                for word, escape in (("surrogate", "\\ud83d"), ("pair", "\\ud83d\\ude00")):
+                    bad[word] = b'{"choices": [{"message": {"content": "a %s gate"}}]}' % escape.encode()
                 self.send(200, bad.get(kind, good))
 
         def send(
@@ -174,7 +197,10 @@ def test_other_formats_and_large_pictures_are_sent_as_jpeg_of_bounded_size(serve
     assert sorted(sizes) == [(30, 30), (64, 64)]
 
 
-@pytest.mark.parametrize("trouble", [429, 500, 503, "slow", "drip", "cut", "json", "empty", "null"])
+@pytest.mark.parametrize(
+    "trouble",
+    [429, 500, 503, "slow", "drip", "heads", "cut", "json", "deep", "empty", "null", "choice", "message", "list"],
+)
 def test_trouble_that_passes_is_tried_again(trouble: Any, server: Server) -> None:
     server.script = [trouble, trouble]
     reply = endpoint(server).ask([{"role": "user", "content": "hello"}])
@@ -202,17 +228,14 @@ def test_trouble_that_stays_is_the_row_s_error(script: list[Any], tries: int, co
 
 
 def test_a_failed_row_costs_its_neighbours_nothing(server: Server) -> None:
-    server.script = ["ok", 400, "ok"]
-    caption = captioner(server)
+    server.script = [400]
     samples = [Sample(i, encoded(i), {}) for i in range(3)]
-    with pytest.raises(RowError):
-        caption(samples)
-    asked = len(server.asked)
-    with pytest.raises(RowError):
-        caption(samples[1:2])
-    rows = caption([samples[0], samples[2]])
-    assert [row["caption_en"] for row in rows] == ["seen 1", "seen 3"]
-    assert len(server.asked) == asked
+    samples.insert(1, Sample(9, b"GIF89a", {}))
+    rows = captioner(server)(samples)
+    failures = [row.code if isinstance(row, RowError) else None for row in rows]
+    assert sorted(map(str, failures)) == ["None", "None", "endpoint_failed", "truncated"]
+    assert failures[1] == "truncated"
+    assert len(server.asked) == 3
 
 
 def test_as_many_requests_are_in_flight_as_were_asked_for(server: Server) -> None:
@@ -235,15 +258,71 @@ def test_a_wrong_address_or_key_stops_before_any_row(server: Server, monkeypatch
 
 
 def test_an_endpoint_translates_whole_captions_with_the_glossary(server: Server) -> None:
+    server.script = ["ok", "long", 400]
     model = EndpointModel(endpoint(server))
-    assert model.translate([Piece("A gate.", {"gate": "门"})], "en", "zh") == ["seen 1"]
+    assert model.translate([Piece("A gate.", {"gate": "门"})], "en", "zh") == [Written("seen 1")]
     assert "gate 翻译成 门" in server.asked[0]["messages"][0]["content"]
+    assert model.translate([Piece("A long one.")], "en", "zh") == [Written(("word " * 9).strip(), cut=True)]
+    (failure,) = model.translate([Piece("A gate.")], "en", "zh")
+    assert isinstance(failure, RowError)
+
+
+def test_a_key_never_follows_a_redirect(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURATE_API_KEY", "secret-of-mine")
+    with serving(Server()) as other:
+        server.script = [302]
+        server.location = f"{other.url}/models"
+        with pytest.raises(EndpointError, match=r"it redirects to .*/v1/models.* name the right address"):
+            endpoint(server)
+        reached = endpoint(server)
+        server.script = [302]
+        with pytest.raises(RowError, match="HTTP 302"):
+            reached.ask([])
+        assert (other.keys, other.asked) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "tokens"),
+    [
+        ("usage", "seen 1", None),
+        ("usages", "seen 1", None),
+        ("parts", "a gate", None),
+        ("surrogate", "a \ufffd gate", None),
+        ("pair", "a \U0001f600 gate", None),
+    ],
+)
+def test_an_answer_of_an_odd_kind_is_read_as_far_as_it_makes_sense(
+    kind: str, text: str, tokens: int | None, server: Server
+) -> None:
+    server.script = [kind]
+    reply = endpoint(server).ask([])
+    assert (reply.text, reply.tokens_in) == (text, tokens)
 
 
 def test_a_recipe_without_an_address_is_refused() -> None:
     tables = {"input": {"uri": "a"}, "store": {"uri": "b"}, "caption": {"engine": "openai"}}
     with pytest.raises(UsageError, match=r"needs caption\.endpoint .* and caption\.model"):
         from_tables(tables)
+
+
+def test_a_run_captions_and_translates_by_endpoints_and_ends_when_one_row_cannot_be_said(
+    server: Server, captioned: Callable[..., Recipe], quiet: Callable[[], Display]
+) -> None:
+    english, chinese = "A red gate stands open between two stone lions.", "一座红色的大门在两只石狮子之间敞开着。"
+    keys = {"engine": "openai", "endpoint": server.url, "model": "tiny", "requests": 1, "retries": 0}
+    recipe = captioned(
+        ["a", "b", "c"], caption={**keys, "attempts": 0}, translate={**keys, "glossary": ""},
+        quality={"engine": "rules"},
+    )  # fmt: skip
+    server.script = ["say:寺庙的红门开着。", f"say:{english}", "surrogate", f"say:{english}"]
+    server.script += [f"say:{chinese}", "say:一座门。", "long"]
+    assert pipeline.run(recipe, display=quiet()) == 0
+    rows = Store(recipe.store.uri).rows(
+        "SELECT caption_en, caption_en_reason, caption_zh, caption_zh_reason, translate_cut FROM samples ORDER BY row"
+    )
+    assert rows[0] == (english, None, chinese, None, False)
+    assert rows[1] == ("a \ufffd gate", "sentinel", "一座门。", None, False)
+    assert rows[2][4] is True
 
 
 def test_a_run_captions_by_an_endpoint_and_records_failures_as_rows(

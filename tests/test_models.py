@@ -24,7 +24,7 @@ ENTRY = f"""
 about = "a tiny model"
 repo = "maker/tiny"
 revision = "{COMMIT}"
-files = {{ "config.json" = "", "model-*.bin" = "", "w.onnx" = "{hashlib.sha256(WEIGHTS).hexdigest()}" }}
+files = {{ "config.json" = "", "model-*.txt" = "", "w.onnx" = "{hashlib.sha256(WEIGHTS).hexdigest()}" }}
 file = "w.onnx"
 bytes = 16400
 operators = ["faces.weights"]
@@ -42,7 +42,7 @@ licence = "MIT"
 """
 TINY = {
     "maker/tiny/config.json": b"{}",
-    "maker/tiny/model-1.bin": b"one",
+    "maker/tiny/model-1.txt": b"one",
     "maker/tiny/w.onnx": WEIGHTS,
     "maker/tiny/README.md": b"not asked for",
     "maker/words/vocab.txt": b"a b c",
@@ -83,7 +83,7 @@ def test_pull_prints_the_licence_once_and_a_second_pull_asks_the_server_nothing(
     assert "words: " in done.stdout  # what the table names as its tokenizer comes along
     assert "the newest one is fetched" in done.stdout
     folder = tmp_path / "models" / "tiny"
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {"config.json", "model-1.bin", "w.onnx"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"config.json", "model-1.txt", "w.onnx"}
     assert (folder / "w.onnx").read_bytes() == WEIGHTS
     hub.asked.clear()
     again = curate(tmp_path, hub, "models", "pull", "tiny", CURATE_MODELS=str(tmp_path / "models"))
@@ -134,7 +134,7 @@ def test_a_file_with_another_hash_is_refused_with_both_and_removed(tmp_path: Pat
     [
         (["tiny"], "gated", "the repository is gated: accept its licence on its page, then set HF_TOKEN"),
         (["tiny"], "gone", "there is no such repository"),
-        (["tiny"], "lacking", "has no model-*.bin"),
+        (["tiny"], "lacking", "has no model-*.txt"),
         (["tiny"], "offline", "HF_HUB_OFFLINE forbids it"),
         (["tinny"], "", "no model 'tinny'; did you mean 'tiny'?"),
         ([], "", "name a model (curate models list) or a recipe"),
@@ -148,7 +148,7 @@ def test_what_cannot_be_fetched_is_one_line(
     elif change == "gone":
         hub.files = {}
     elif change == "lacking":
-        del hub.files["maker/tiny/model-1.bin"]
+        del hub.files["maker/tiny/model-1.txt"]
     variables = {"HF_HUB_OFFLINE": "1"} if change == "offline" else {}
     done = curate(tmp_path, hub, "models", "pull", *names, CURATE_MODELS=str(tmp_path / "models"), **variables)
     assert done.returncode == (1 if change else 2)
@@ -187,8 +187,30 @@ licence = "MIT"
         models.pull(["head"])
     models.pull(["head"])
     assert [asked for _, _, asked in hub.asked] == ["", "bytes=300-"]
-    loaded = load_file(models.locate("faces.weights", "head"))
-    assert loaded["weight"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    path = models.locate("faces.weights", "head")
+    assert load_file(path)["weight"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    # Without a network what lies there is all that is needed: only the conversion is missing.
+    made = path.read_bytes()
+    path.unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.asked.clear()
+    models.pull(["head"])
+    assert (path.read_bytes(), hub.asked) == (made, [])
+    # Another file in its place, or damage in its tensors, is refused by name.
+    from safetensors.torch import save_file
+
+    for change, complaint in (("other", "was not made from a+b.pth"), ("bits", "is damaged"), ("cut", "is cut")):
+        data = bytearray(made)
+        if change == "other":
+            save_file({"weight": torch.randn(1, 4), "bias": torch.zeros(1)}, path)
+        else:
+            data[-1] ^= 1
+            path.write_bytes(data if change == "bits" else data[:-3])
+        with pytest.raises(
+            UsageError,
+            match=f"{re.escape(str(path))}: {re.escape(complaint)}.*delete the file; run: curate models pull head",
+        ):
+            models.locate("faces.weights", "head")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +239,90 @@ licence = "MIT"
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("where", ["cache", "folder"])
+def test_a_file_that_changed_after_it_was_fetched_is_refused_by_what_the_hub_had_said(
+    where: str, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of words the table has no hash: the hub's own counts, Git's for a small file and SHA-256 for a large one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    small, large = b"a b c", bytes(models.REMEMBERED_FROM)
+    hub.files |= {"maker/words/vocab.txt": small, "maker/words/large.txt": large}
+    git = hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest()
+    hub.etags |= {"maker/words/vocab.txt": git, "maker/words/large.txt": hashlib.sha256(large).hexdigest()}
+    table = tmp_path / "table.toml"
+    table.write_text(ENTRY.replace('"vocab.txt" = ""', '"vocab.txt" = "", "large.txt" = ""'))
+    variables = {"CURATE_MODELS": str(tmp_path / "models")} if where == "folder" else {}
+    assert curate(tmp_path, hub, "models", "pull", "words", **variables).returncode == 0
+    (folder,) = [path.parent for path in tmp_path.rglob("vocab.txt")]
+    model = models.table(str(table))["words"]
+    assert models.mismatches(model, folder) == []
+    for name, data, kind in (("vocab.txt", small, "Git's sha1"), ("large.txt", large, "sha256")):
+        (folder / name).resolve().write_bytes(data[:-1] + b"x")
+        line = models.mismatches(model, folder)[-1 if name == "large.txt" else 0]
+        assert f"expected {hub.etags[f'maker/words/{name}']}" in line
+        assert f"{name}: {kind} is" in line
+
+
+def test_the_hash_of_a_large_file_is_computed_once_for_each_state_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = tmp_path / "w.bin"
+    path.write_bytes(bytes(models.REMEMBERED_FROM))
+    first = models.digest(path, "0" * 64)
+    (stamp,) = (tmp_path / "xdg" / "curate" / "sha256").iterdir()
+    stamp.write_text(stamp.read_text().replace(first, "ab" * 32))
+    assert models.digest(path, "0" * 64) == "ab" * 32  # it was not read again
+    os.utime(path, (1, 1))
+    assert models.digest(path, "0" * 64) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "complaint"),
+    [
+        ("w.safetensors", b"junk" * 9, "is cut or no safetensors"),
+        ("w.safetensors", b"\x02\0\0\0\0\0\0\0{}", ""),
+        ("config.json", b"{", "is no valid JSON"),
+        ("config.json", b"{}", ""),
+        ("pytorch_model.bin", b"junk", "is cut or no weights of PyTorch"),
+        ("w.onnx", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS and not the file"),
+        ("source.spm", b"", "is empty"),
+    ],
+)
+def test_a_file_of_no_known_hash_must_have_its_form(name: str, data: bytes, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert models.malformed(tmp_path / name) == complaint
+
+
+def test_a_name_of_the_table_is_that_model_whatever_lies_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yunet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CURATE_MODELS", str(tmp_path / "models"))
+    with pytest.raises(UsageError, match="'yunet' is not here yet"):
+        models.locate("faces.weights", "yunet")
+    assert models.locate("faces.weights", "./yunet") == Path("yunet")
+
+
+def test_check_knows_who_does_not_answer_before_a_run_begins(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "r.toml").write_text(
+        f'input.uri = "{tmp_path}"\nstore.uri = "{tmp_path}/s"\nocr = {{engine = "paddleocr"}}\n'
+        '[caption]\nengine = "openai"\nendpoint = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
+    )
+    for arguments in (("models", "check", str(tmp_path / "r.toml")), ("run", str(tmp_path / "r.toml"), "--dry-run")):
+        done = curate(tmp_path, None, *arguments)
+        said = done.stdout + done.stderr
+        assert done.returncode == 2
+        assert "nobody answers there" in said
+        assert "has no paddleocr; make paddle makes an environment for it" in said
+    recipe = recipe_with(tmp_path, ocr={"engine": "paddleocr", "detector": str(tmp_path)})
+    with pytest.raises(UsageError) as refusal:
+        models.require(recipe)
+    assert f"ocr.detector = '{tmp_path}': a model folder of PaddleOCR holds inference.yml" in str(refusal.value)
+    assert "ocr.recogniser is missing: name a model folder for both, or for neither" in str(refusal.value)
+
+
 def recipe_with(tmp_path: Path, **sections: dict[str, object]) -> Recipe:
     return from_tables({"input": {"uri": str(tmp_path)}, "store": {"uri": str(tmp_path / "store")}, **sections})
 
@@ -228,7 +334,8 @@ def test_check_names_every_missing_weight_and_the_command_that_gets_them(tmp_pat
     )
     done = curate(tmp_path, None, "models", "check", str(tmp_path / "r.toml"))
     assert done.returncode == 2
-    assert "faces.weights     faces.weights = 'tiny' is not here yet (16 kB)" in done.stdout
+    assert re.search(r"faces\.weights +'tiny' is not here yet \(16 kB\)", done.stdout)
+    assert "3 of 3 are not here" in done.stderr
     assert "run: curate models pull tiny cogvlm-chat vicuna-7b-v1.5-tokenizer" in done.stderr
     pulled = curate(
         tmp_path, hub, "models", "pull", "--recipe", str(tmp_path / "r.toml"), "--set", "caption.engine=none"
@@ -240,7 +347,7 @@ def test_check_names_every_missing_weight_and_the_command_that_gets_them(tmp_pat
     )
     dry = curate(tmp_path, None, "run", str(tmp_path / "r.toml"), "--dry-run")
     assert dry.returncode == 2
-    assert dry.stderr.count("\n") == 1
+    assert dry.stderr.count("\n") == 4  # a head, a line for each, the command
     assert "caption.weights = 'cogvlm-chat' is not here yet (35.3 GB)" in dry.stderr
     assert "curate models pull cogvlm-chat vicuna-7b-v1.5-tokenizer" in dry.stderr
 
@@ -272,6 +379,9 @@ def test_every_entry_of_the_table_names_a_recipe_key_and_can_be_printed() -> Non
         ("a = 1", "[a] must be a section"),
         ('[a]\nlicense = "MIT"', "unknown key license; did you mean 'licence'?"),
         ('[a]\nbytes = "x"', "bytes = 'x' must be int"),
+        ("[a]\nfiles = {f = 1}", "files: f = 1 must be a SHA-256 in hex, or empty"),
+        ("[a]\noperators = [3]", "operators: 3 must be a recipe key in quotes"),
+        (ENTRY.replace('"words"', '"wordz"'), "tokenizer = 'wordz' is no entry; did you mean 'words'?"),
         ('[a]\nabout = "x"', "files, bytes, operators, licence missing"),
         (ENTRY.replace("w.onnx", "../w.onnx"), "must stay below the model's folder"),
         (ENTRY.replace('repo = "maker/words"', ""), "needs either repo or url"),
@@ -290,14 +400,15 @@ def test_no_code_asks_for_remote_code() -> None:
                 assert not re.search(r"trust_remote_code\s*=\s*True|weights_only\s*=\s*False", path.read_text()), path
 
 
-def test_the_recipe_of_kolors_names_every_missing_weight_in_one_line(tmp_path: Path) -> None:
+def test_the_recipe_of_kolors_names_all_that_is_missing_and_the_command_that_gets_it(tmp_path: Path) -> None:
     (tmp_path / "table.toml").write_text("")
     done = curate(tmp_path, None, "run", "deploy/recipes/kolors.toml", "--dry-run")
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    _, _, fix = done.stderr.strip().partition("; run: curate models pull ")
+    _, _, fix = done.stderr.strip().partition("\nrun: curate models pull ")
     assert set(fix.split()) == {
         "clip-vit-l-14", "laion-aesthetic-v2", "yunet", "cogvlm-chat", "vicuna-7b-v1.5-tokenizer", "opus-mt-en-zh",
     }  # fmt: skip
     for name in fix.split():
         assert f"{name!r} is not here yet" in done.stderr
+    assert "'.venv-paddle/bin/python': .venv-paddle/bin/python: " in done.stderr
+    assert "make paddle makes an environment for it" in done.stderr

@@ -54,8 +54,21 @@ def english(text: str, finish: str | None = "stop") -> str | None:
         ("The gate is very very very very very very red today.", "stop", "repetition"),
         (GOOD, "length", "truncated"),
         ("A red gate stands open between two stone", "stop", "truncated"),
+        ("I’m sorry, but I can’t help with that request.", "stop", "refusal"),
+        ("Sorry, I can't determine what the picture shows.", "stop", "refusal"),
+        ("Unfortunately, the image did not load for me.", "stop", "refusal"),
+        ('A note on the wall reads "I\'m sorry, we are closed".', "stop", None),
+        ("A note on the wall reads ‘I’m sorry, we are closed’.", "stop", None),
+        ('A T-shirt reads "<html>" in white letters.', "stop", None),
+        ("A poster on the wall says “抱歉” in red.", "stop", None),
+        ("Ein roter Zug steht am Bahnhof und wartet.", "stop", "language"),
+        ("Un chat noir dort sur le canapé rouge.", "stop", "language"),
+        ("Một con mèo đen đang ngủ trên ghế.", "stop", "language"),
+        ("Sebuah kereta merah berhenti di stasiun kota.", "stop", "language"),
+        ("A man sits at the Café de la Paix in Paris and reads Le Monde.", "stop", None),
+        ("Two cats sleep; three dogs run.", "stop", None),
         ("A gate.", "stop", "too_short"),
-        ("One two three four. " + " ".join(f"word{i}" for i in range(70)) + ".", "stop", "too_long"),
+        ("The gate is one of four. " + " ".join(f"word{i}" for i in range(70)) + ".", "stop", "too_long"),
     ],
 )
 def test_an_english_caption_has_the_first_reason_that_applies(
@@ -74,6 +87,8 @@ def test_an_english_caption_has_the_first_reason_that_applies(
         ("一座红色的大门 stands open between 两只石狮子之间敞开着。", [], "latin"),
         ("一座红门一座红门一座红门一座红门一座红门一座红门", [], "repetition"),
         ("红门。", [], "length"),
+        ("一座红色的大门在两只石狮子之间敞", [], "truncated"),
+        ("牌子上写着“抱歉”，一座红色的大门在两只石狮子之间敞开着。", [], None),
         (CHINESE, ["3"], "lost"),
     ],
 )
@@ -92,6 +107,11 @@ def test_a_chinese_caption_has_the_first_reason_that_applies(text: str, missing:
         ("buy now at www.example.com", "link"),
         ("gate </s>", "sentinel"),
         ("gate", "too_short"),
+        ("stock photo", "boilerplate"),
+        ("No image available", "boilerplate"),
+        ("图片", "boilerplate"),
+        ("A logo on a stock photo of a gate", None),
+        ("DSC0042.JPG photo", "file_name"),
         ("cheap shoes " * 12, "repetition"),
     ],
 )
@@ -106,6 +126,18 @@ def test_a_raw_caption_has_the_first_reason_that_applies(text: str, reason: str 
         ("In this image, we can see a red gate.", "A red gate."),
         ("The photograph depicts two cats.", "Two cats."),
         ("We see a dog.", "A dog."),
+        ("This is a photo of a red gate.", "A red gate."),
+        ("This is a black-and-white photo of a gate.", "A black-and-white photo of a gate."),
+        ("The image is a close-up of a red gate.", "A close-up of a red gate."),
+        ("The image is dark.", "The image is dark."),
+        ("In the image, there are two dogs on grass.", "Two dogs on grass."),
+        ("In this image there is a gate.", "A gate."),
+        ("In this picture, a dog runs.", "A dog runs."),
+        ("This vibrant image showcases a gate.", "A gate."),
+        ("This aerial image showcases a gate.", "This aerial image showcases a gate."),
+        ("This image beautifully captures a gate.", "A gate."),
+        ("This image shows that a gate is red.", "A gate is red."),
+        ("An image of a saint hangs there.", "An image of a saint hangs there."),
         ("A gate. This image showcases it.", "A gate. This image showcases it."),
         ("The image of a saint hangs there.", "The image of a saint hangs there."),
         ("This image showcases", "This image showcases"),
@@ -181,12 +213,17 @@ class Scripted:
         self.attempt = 0
         self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any] | RowError]:
         self.asked.append((self.attempt, len(samples)))
         texts = self.script[self.attempt]
-        if texts == ["broken"]:
-            raise RowError("endpoint_failed", "no")
-        return [{"caption_en": texts[sample.row % len(texts)], "caption_finish": "stop"} for sample in samples]
+        rows: list[dict[str, Any] | RowError] = []
+        for sample in samples:
+            text = texts[sample.row % len(texts)]
+            if text == "raises":
+                raise RowError("out_of_memory", "not this one")
+            good = {"caption_en": text, "caption_finish": "stop"}
+            rows.append(RowError("endpoint_failed", "no") if text == "broken" else good)
+        return rows
 
     def again(self, attempt: int) -> Scripted:
         other = copy.copy(self)
@@ -206,9 +243,22 @@ def test_a_caption_that_fails_is_asked_for_again_and_every_rejected_one_is_recor
 
 def test_when_all_tries_fail_the_first_caption_stays() -> None:
     rows = Checked(Scripted({0: ["gate"], 1: ["x"], 2: ["broken"]}), attempts=2)([Sample(0, None, {})])
-    assert (rows[0]["caption_en"], rows[0]["caption_attempts"]) == ("gate", ["truncated: x"])
+    assert (rows[0]["caption_en"], rows[0]["caption_attempts"]) == (
+        "gate", ["truncated: x", "error: endpoint_failed: no"],
+    )  # fmt: skip
     rows = Checked(Scripted({0: ["This image showcases a gate"]}), attempts=0)([Sample(0, None, {})])
     assert (rows[0]["caption_en"], rows[0]["caption_attempts"]) == ("A gate", [])
+
+
+def test_one_row_whose_further_try_fails_takes_no_other_row_s_tries_away() -> None:
+    for trouble, why in (("broken", "error: endpoint_failed: no"), ("raises", "error: out_of_memory: not this one")):
+        captioner = Scripted({0: ["gate"], 1: [trouble, *[GOOD] * 8], 2: ["gate"]})
+        rows = Checked(captioner, attempts=2)([Sample(i, None, {}) for i in range(9)])
+        assert [row["caption_en"] for row in rows] == ["gate", *[GOOD] * 8]
+        assert rows[0]["caption_attempts"] == [why, "truncated: gate"]
+    rows = Checked(Scripted({0: ["broken", GOOD]}), attempts=2)([Sample(i, None, {}) for i in range(2)])
+    assert isinstance(rows[0], RowError)
+    assert rows[1]["caption_en"] == GOOD
 
 
 def test_further_tries_are_hotter_up_to_one() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from curate import pipeline
+from curate.progress import Display
+from curate.recipe import Recipe
+from curate.store import Store
 from schemas.columns import OPERATORS
+from schemas.errors import RowError
 from workers.embedder import WeightsError
 from workers.sample import Sample
 from workers.spans import glossary, lost, put_in, quotes, terms_in, with_quotes
@@ -24,6 +30,8 @@ from workers.translator import (
     Piece,
     Seq2Seq,
     Translator,
+    Written,
+    generated,
     instruction,
     is_mostly_han,
 )
@@ -65,7 +73,7 @@ def sentencepiece_file(path: Path, characters: Sequence[str]) -> None:
 
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Marian checkpoint as Helsinki-NLP publishes them: source.spm, target.spm, vocab.json, config, weights."""
+    """A Marian checkpoint as Helsinki-NLP publishes them: two .spm, vocab.json, config, pytorch_model.bin."""
     from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
     folder = tmp_path_factory.mktemp("marian") / "opus-tiny"
@@ -96,6 +104,9 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = MarianMTModel(config)
         train(model, dict(batch), 150)
         model.save_pretrained(folder)
+    # As it is published, with no safetensors beside it.
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
     return folder
 
 
@@ -191,21 +202,57 @@ def test_a_checkpoint_whose_head_is_not_tied_fails_the_golden_sentence(marian: P
     import shutil
 
     folder = Path(shutil.copytree(marian, tmp_path / "broken"))
-    tensors = load_file(folder / "model.safetensors")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     name = next(key for key in tensors if key.endswith("shared.weight"))
     generator = torch.Generator().manual_seed(0)
     tensors[name] = torch.randn(tensors[name].shape, generator=generator) * 0.05
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=re.escape(f"{GOLDEN[0]!r} became")):
         translator(Seq2Seq(folder, "marian"))
     name = next(key for key in tensors if "fc1.weight" in key)
     del tensors[name]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"weights missing or of another shape: .*fc1\.weight"):
         Seq2Seq(folder, "marian")
-    (folder / "model.safetensors").write_bytes(b"cut")
+    (folder / "pytorch_model.bin").write_bytes(b"cut")
     with pytest.raises(WeightsError, match="transformers cannot load it"):
         Seq2Seq(folder, "marian")
+
+
+def test_a_run_translates_raw_captions_by_marian_and_by_a_chat_model(
+    marian: Path, causal: Path, captioned: Callable[..., Recipe], quiet: Callable[[], Display]
+) -> None:
+    captions = [*PAIRS, None, "一只狗。"]
+    keys = {"engine": "marian", "weights": str(marian), "raw": True, "glossary": ""}
+    recipe = captioned(captions, translate=keys, quality={"engine": "rules"})
+    assert pipeline.run(recipe, display=quiet()) == 0
+    store = Store(recipe.store.uri)
+    columns = "caption_raw_zh, caption_raw_zh_reason, translate_raw_cut, translate_model, translate_engine"
+    assert store.rows(f"SELECT {columns} FROM samples ORDER BY row") == [
+        *[(chinese, None, False, "opus-tiny", "marian") for chinese in PAIRS.values()],
+        (None, None, None, "opus-tiny", "marian"), (None, None, None, "opus-tiny", "marian"),
+    ]  # fmt: skip
+    chat = replace(recipe.translate, engine="causal-lm", weights=str(causal), dtype="float32")
+    assert pipeline.run(replace(recipe, translate=chat), display=quiet()) == 0
+    assert store.rows("SELECT caption_raw_zh, translate_model FROM samples WHERE row < 3 ORDER BY row") == [
+        (chinese, "mt-tiny") for chinese in PAIRS.values()
+    ]
+    assert store.rows("SELECT count(caption_raw_en) FROM samples") == [(1,)]  # it goes both ways, Marian does not
+
+
+def test_a_translation_that_meets_its_token_limit_is_cut(marian: Path, causal: Path) -> None:
+    for model in (Seq2Seq(marian, "marian"), CausalLM(causal, dtype="float32")):
+        tokens = model._tokenizer([GOLDEN[0]], return_tensors="pt")["input_ids"].shape[1]
+        texts = [GOLDEN[0], GOLDEN[0]]
+        options = {"skip_prompt": model.sentencewise is False, "num_beams": 1}
+        if model.sentencewise:
+            texts = [f">>cmn_Hans<< {text}" for text in texts]
+            (whole, _) = generated(model._model, model._tokenizer, texts, 2, **options)
+            assert (whole.text.replace(" ", ""), whole.cut) == (PAIRS[GOLDEN[0]], False)
+        (cut, _) = generated(model._model, model._tokenizer, texts, 2, most=4, **options)
+        assert cut.cut
+        model._tokenizer.model_max_length = tokens - 2
+        assert generated(model._model, model._tokenizer, texts, 2, **options)[0].cut
 
 
 def test_a_model_of_another_kind_is_refused(marian: Path, nllb: Path) -> None:
@@ -225,10 +272,16 @@ class Words:
         self.ways = ways
         self.asked: list[str] = []
 
-    def translate(self, pieces: Sequence[Piece], source: Language, target: Language) -> list[str]:
+    def translate(self, pieces: Sequence[Piece], source: Language, target: Language) -> list[Written | RowError]:
         self.asked += [piece.text for piece in pieces]
-        return ["".join(self.words.get(word, word if not word.isascii() else "") for word in
-                        re.findall(r"[\w']+|[^\w\s]", piece.text)) for piece in pieces]  # fmt: skip
+        return [self.said(piece.text) for piece in pieces]
+
+    def said(self, text: str) -> Written | RowError:
+        if "fails" in text:
+            return RowError("endpoint_failed", "no answer")
+        words = re.findall(r"[\w']+|[^\w\s]", text)
+        known = {mark: mark for mark in ("Q1Z", "Q2Z")} | self.words
+        return Written("".join(known.get(word, word if not word.isascii() else "") for word in words), "long" in words)
 
 
 BOTH: frozenset[tuple[Language, Language]] = frozenset({("en", "zh"), ("zh", "en")})
@@ -251,6 +304,37 @@ def test_quotes_come_back_as_they_stood_and_traditional_becomes_simplified() -> 
     (row,) = translate([Sample(0, None, {"caption_en": 'A red gate "OPEN".'})])
     assert row["caption_zh"] == '红门"OPEN"。'
     assert row["translate_lost"] == []
+
+
+def test_a_quotation_is_never_put_where_another_stood() -> None:
+    assert with_quotes("写着“甲”", ["A"]) == "写着“A”"
+    assert with_quotes("“B”旁边的牌子写着“A”", ["A", "B"]) == "“B”旁边的牌子写着“A”"
+    assert with_quotes("“乙”旁边的牌子写着“A”", ["A", "B"]) == "“B”旁边的牌子写着“A”"
+    assert with_quotes("“乙”旁边的牌子写着“甲”", ["A", "B"]) == "“乙”旁边的牌子写着“甲”"
+    assert with_quotes("所谓“甲”写着“乙”", ["A"]) == "所谓“甲”写着“乙”"
+    assert lost('A sign "OPEN" next to "NEW".', "“新”旁边的牌子写着“开放”。", {}) == ["OPEN", "NEW"]
+
+
+def test_quotations_that_cannot_be_told_apart_travel_as_marks() -> None:
+    words = GATE | {"NEW": "新"}
+    model = Words(words, BOTH)
+    (row,) = translator(model)([Sample(0, None, {"caption_en": 'A gate "OPEN" "NEW".'})])
+    assert (row["caption_zh"], row["translate_lost"]) == ('门"OPEN""NEW"。', [])
+    assert model.asked[-1] == 'A gate "Q1Z" "Q2Z".'
+    (row,) = translator(Words(words | {"Q1Z": "", "Q2Z": "Q2ZQ2Z"}, BOTH))(
+        [Sample(0, None, {"caption_en": 'A gate "OPEN" "NEW".'})]
+    )
+    assert (row["caption_zh"], row["translate_lost"]) == ('门"开放""新"。', ["OPEN", "NEW"])
+
+
+def test_a_text_that_gets_no_translation_fails_alone_and_keeps_what_there_is() -> None:
+    samples = [Sample(0, None, {"caption_en": "A gate fails."}), Sample(1, None, {"caption_en": "A red gate."})]
+    samples.append(Sample(2, None, {"caption_en": "The long gate.", "caption_raw": "fails"}))
+    failure, good, partly = translator(Words(GATE, BOTH), raw=True)(samples)
+    assert isinstance(failure, RowError)
+    assert (good["caption_zh"], good["translate_cut"]) == ("红门。", False)
+    assert isinstance(partly, RowError)
+    assert (partly.columns["caption_zh"], partly.columns["translate_cut"]) == ("门。", True)
 
 
 def test_a_lost_name_is_tried_again_in_chinese_and_named_when_it_is_lost_all_the_same() -> None:
@@ -285,7 +369,21 @@ def test_raw_captions_go_in_the_direction_that_they_need() -> None:
         ("1,250 people in 1998", "1998年有1250人", []),
         ("1,250 people in 1998", "1998年有125人", ["1,250"]),
         ("3 dogs and 3 cats", "三只狗和3只猫", []),
-        ("12 dogs", "十二只狗", ["12"]),
+        ("12 dogs", "十三只狗", ["12"]),
+        ("15 balloons", "十五个气球", []),
+        ("a 20th century house", "二十世纪的房子", []),
+        ("1.5 million people", "一百五十万人", []),
+        ("1.5 million people", "150万人", []),
+        ("10,000 people in the 1990s", "九十年代的一万人", []),
+        ("in 1998", "一九九八年", []),
+        ("105 rooms", "一百零五间房", []),
+        ("the clock says 12:30", "钟上是十二点半", []),
+        ("the clock says 12:45", "钟上是十二点半", ["12:45"]),
+        ("at 3 pm", "15点", []),
+        ("3.5 m", "三点五米", []),
+        ("2 and 1", "二十一", ["2", "1"]),
+        ("A sign “A”.", "一只Aardvark。", ["A"]),
+        ("A sign reads 'OPEN'.", "牌子上写着“开”。", ["OPEN"]),
         ("the Great Walls", "长城", []),
         ("the great wall", "大墙", ["Great Wall"]),
         ("the temple 天坛 at noon", "中午的寺庙", ["天坛"]),
@@ -303,8 +401,8 @@ def test_glossary_terms_are_whole_words_and_the_longest_wins() -> None:
     assert terms_in("Wallpaper", terms) == {}
     assert put_in("The Great Wall and a wall", terms) == "The 长城 and a 墙"
     assert quotes('“a” and "b" 「c」') == ["a", "b", "c"]
-    assert with_quotes("写着“甲”和“乙”", ["A", "B"]) == "写着“A”和“B”"
-    assert with_quotes("写着“甲”", ["A", "B"]) == "写着“甲”"
+    assert quotes("the dogs' toys, a '70s car and the cat's 'NEW' toys") == ["NEW"]
+    assert quotes("‘It’s open’ and 'Don't walk'") == ["It’s open", "Don't walk"]
     assert len(glossary("glossary.v1")) > 10
 
 

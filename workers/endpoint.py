@@ -2,7 +2,7 @@
 
 Pictures travel as bytes in data URLs and never as links: nobody else is asked to fetch anything. A number of requests
 is kept in flight; 408, 409, 429, 5xx, cut or slow answers and broken JSON are tried again with growing pauses. The key
-is read from CURATE_API_KEY or OPENAI_API_KEY and stands in no recipe.
+is read from CURATE_API_KEY or OPENAI_API_KEY, stands in no recipe, and follows no redirect.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import http.client
 import io
 import json
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from PIL import Image
@@ -31,15 +34,15 @@ from workers.cogvlm.prompt import CaptionPrompt
 from workers.picture import Limits, decode
 from workers.quality import temperature as temperature_of
 from workers.sample import Sample
-from workers.translator import Language, Piece, instruction
+from workers.translator import Language, Piece, Written, instruction
 
-VERSION = 1
+VERSION = 2
 
 SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 LONGEST_PAUSE_S = 60.0
 MOST_BYTES = 16 << 20  # of an answer
-KEPT = 65_536
+KNOCK_S = 10.0
 
 Message = dict[str, Any]
 
@@ -61,10 +64,12 @@ class Reply:
 
 
 class Endpoint:
-    """Chat completions of `model` at `url` (such as http://host:8000/v1), `requests` at a time.
+    """Chat completions of `model` at `url` (such as http://host:8000/v1), at most `requests` of them in flight.
 
-    `timeout_s` bounds one request from start to end. Pauses between tries double from `pause_s`, unless the server says
-    how long to wait; their length is spread by a hash of what is asked, so that workers do not return together.
+    All callers, from any thread, share the requests. There are twice as many threads, so that while some prepare what
+    they will ask or pause before another try, others have the connection. `timeout_s` bounds one request from start to
+    end. Pauses between tries double from `pause_s`, unless the server says how long to wait; their length is spread by
+    a hash of what is asked, so that workers do not return together.
     Raises EndpointError at construction when nobody answers there or the key is refused.
     """
 
@@ -78,42 +83,48 @@ class Endpoint:
         retries: int = 5,
         pause_s: float = 1.0,
     ) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not model:
-            raise EndpointError(
-                f"endpoint {url!r}, model {model!r}: give an http(s) address that ends in /v1, and a model"
-            )
+        if not model:
+            raise EndpointError(f"endpoint {url!r}: name the model that is to answer there")
         self.url = url.rstrip("/")
         self.model = model
         self.requests = requests
         self.timeout_s = timeout_s
         self.retries = retries
         self.pause_s = pause_s
-        self._key = os.environ.get("CURATE_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
-        self._knock()
+        knock(url, min(timeout_s, KNOCK_S))
+        self._slots = threading.Semaphore(requests)
+        self._threads = _Threads(2 * requests)
+
+    def __str__(self) -> str:
+        return f"endpoint {self.url}, model {self.model}"
 
     def ask(self, messages: Sequence[Message], **options: Any) -> Reply:
         """One answer. Raises RowError `endpoint_failed` when there is none in all tries, or the request is refused."""
         body = json.dumps({"model": self.model, "messages": list(messages), **options}).encode()
-        begun, last = time.monotonic(), ""
+        begun: float | None = None
+        last = ""
         for attempt in range(self.retries + 1):
             pause: float | None = None
             try:
-                return self._reply(self._post(body), begun, attempt + 1)
+                with self._slots:
+                    begun = begun or time.monotonic()
+                    answer = self._post(body)
+                return _reply(answer, begun, attempt + 1)
             except urllib.error.HTTPError as why:
                 with why:
                     last = f"HTTP {why.code}: {_detail(why)}"
                     pause = _seconds(why.headers.get("Retry-After"))
                 if why.code not in AGAIN:
                     raise RowError("endpoint_failed", last) from None
-            # URLError and TimeoutError are OSErrors.
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as why:
+            # URLError and TimeoutError are OSErrors; broken JSON is a ValueError, or nested without end.
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as why:
                 last = f"{type(why).__name__}: {why}"
             if attempt < self.retries:
                 time.sleep(self._pause(body, attempt) if pause is None else pause)
         raise RowError("endpoint_failed", f"no answer in {self.retries + 1} tries; the last one: {last}"[:300])
 
     def ask_all(self, asks: Sequence[Callable[[], Reply]]) -> list[Reply | RowError]:
-        """Answers or failures of many requests, in order; `requests` of them are in flight all the time."""
+        """Answers or failures of many requests, in order."""
 
         def guarded(ask: Callable[[], Reply]) -> Reply | RowError:
             try:
@@ -121,19 +132,14 @@ class Endpoint:
             except RowError as failure:
                 return failure
 
-        with ThreadPoolExecutor(self.requests) as pool:
-            return list(pool.map(guarded, asks))
+        return [coming.result() for coming in [self._threads.submit(partial(guarded, ask)) for ask in asks]]
 
     def _post(self, body: bytes) -> Any:
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, self._headers())
-        deadline = time.monotonic() + self.timeout_s
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+        request = urllib.request.Request(f"{self.url}/chat/completions", body, _headers())
+        with _OPENER.open(request, timeout=self.timeout_s) as answer:
             data = b""
-            # The socket's timeout is for each piece; a server that drips is bounded by the deadline.
             while piece := answer.read1(1 << 16):
                 data += piece
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not complete after {self.timeout_s:g} s")
                 if len(data) > MOST_BYTES:
                     raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
             expected = answer.headers.get("Content-Length")
@@ -141,50 +147,36 @@ class Endpoint:
             raise ValueError(f"cut after {len(data)} of {expected} bytes")
         return json.loads(data)
 
-    def _reply(self, answer: Any, begun: float, tries: int) -> Reply:
-        if not isinstance(answer, dict) or not answer.get("choices"):
-            raise ValueError(f"an answer without choices: {str(answer)[:120]}")
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str):
-            raise ValueError(f"an answer without text: {str(choice)[:120]}")
-        usage = answer.get("usage") or {}
-        tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
-        counts = [value if isinstance(value, int) else None for value in tokens]
-        finish = choice.get("finish_reason")
-        return Reply(
-            text.strip(), counts[0], counts[1], finish if isinstance(finish, str) else None,
-            round(time.monotonic() - begun, 3), tries,
-        )  # fmt: skip
-
     def _pause(self, body: bytes, attempt: int) -> float:
         spread = hashlib.sha256(body[-4096:] + bytes([attempt])).digest()[0] / 255
         return min(LONGEST_PAUSE_S, self.pause_s * 2.0**attempt * (0.75 + 0.5 * spread))
 
-    def _headers(self) -> dict[str, str]:
-        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
-    def _knock(self) -> None:
-        request = urllib.request.Request(f"{self.url}/models", headers=self._headers())
-        try:
-            urllib.request.urlopen(request, timeout=min(self.timeout_s, 10.0)).close()
-        except urllib.error.HTTPError as why:
-            why.close()
-            if why.code in (401, 403):
-                raise EndpointError(
-                    f"endpoint {self.url}: HTTP {why.code}, the key is missing or refused; set CURATE_API_KEY"
-                ) from None
-            # Others do without this path, or are busy: the requests themselves will tell.
-        except (OSError, http.client.HTTPException) as why:
-            raise EndpointError(f"endpoint {self.url}: nobody answers there: {getattr(why, 'reason', why)}") from None
+def knock(url: str, timeout_s: float = KNOCK_S) -> None:
+    """Raise EndpointError, which says why, when nobody answers at `url` or the key is refused there."""
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise EndpointError(f"endpoint {url!r}: give an http(s) address that ends in /v1")
+    url = url.rstrip("/")
+    try:
+        _OPENER.open(urllib.request.Request(f"{url}/models", headers=_headers()), timeout=timeout_s).close()
+    except urllib.error.HTTPError as why:
+        why.close()
+        if why.code in (401, 403):
+            raise EndpointError(
+                f"endpoint {url}: HTTP {why.code}, the key is missing or refused; set CURATE_API_KEY"
+            ) from None
+        if 300 <= why.code < 400:
+            raise EndpointError(
+                f"endpoint {url}: it redirects to {why.headers.get('Location')}, and the key goes nowhere by itself; "
+                "name the right address"
+            ) from None
+        # Others do without this path, or are busy: the requests themselves will tell.
+    except (OSError, http.client.HTTPException) as why:
+        raise EndpointError(f"endpoint {url}: nobody answers there: {getattr(why, 'reason', why)}") from None
 
 
 class EndpointCaptioner:
-    """The `caption` operator by an endpoint.
-
-    Answers and failures are kept for the next call: a row that fails makes the engine ask for smaller and smaller
-    batches, and nothing is asked of the endpoint again.
-    """
+    """The `caption` operator by an endpoint."""
 
     def __init__(
         self, endpoint: Endpoint, prompt: CaptionPrompt, *, max_side_px: int = 2048, **sampling: float | int
@@ -193,48 +185,40 @@ class EndpointCaptioner:
         self.prompt = prompt
         self.max_side_px = max_side_px
         self.sampling = sampling
-        self._kept: dict[bytes, Reply | RowError] = {}
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """One dict of the `caption` columns per sample; raises RowError for the first that has none."""
-        texts = [self.prompt.ask(sample.values.get("caption_raw")) for sample in samples]
-        keys = [hashlib.sha256(t.encode() + b"\0" + s.bytes).digest() for t, s in zip(texts, samples, strict=True)]
-        todo = {k: (s, t) for k, s, t in zip(keys, samples, texts, strict=True) if k not in self._kept}
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any] | RowError]:
+        """One dict of the `caption` columns, or a failure, per sample."""
 
-        def ask(sample: Sample, text: str) -> Reply:
+        def ask(sample: Sample) -> Reply:
             # In the thread of the request, so that only pictures in flight are held encoded.
             url = data_url(sample.bytes, sample.limits, self.max_side_px)
+            text = self.prompt.ask(sample.values.get("caption_raw"))
             content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
             return self.endpoint.ask([{"role": "user", "content": content}], **self.sampling)
 
-        asks = [partial(ask, sample, text) for sample, text in todo.values()]
-        self._kept |= zip(todo, self.endpoint.ask_all(asks), strict=True)
-        while len(self._kept) > max(KEPT, len(samples)):
-            del self._kept[next(iter(self._kept))]
-        found = _answers(self._kept, keys)
-        return [
-            {
-                "caption_en": reply.text,
-                "caption_engine": "openai",
-                "caption_model": self.endpoint.model,
-                "caption_revision": None,
-                "caption_prompt": self.prompt.name,
-                "caption_tokens_in": reply.tokens_in,
-                "caption_tokens_out": reply.tokens_out,
-                "caption_finish": reply.finish,
-                "caption_seconds": reply.seconds,
-                "caption_attempts": [],
-            }
-            for reply in found
-        ]
+        found = self.endpoint.ask_all([partial(ask, sample) for sample in samples])
+        return [reply if isinstance(reply, RowError) else self._columns(reply) for reply in found]
 
     def again(self, attempt: int) -> EndpointCaptioner:
         """The same endpoint with the sampling of the `attempt`-th further try."""
         other = copy.copy(self)
         seed = int(self.sampling.get("seed", 0)) + attempt
         other.sampling = self.sampling | {"temperature": temperature_of(attempt), "top_p": 0.9, "seed": seed}
-        other._kept = {}
         return other
+
+    def _columns(self, reply: Reply) -> dict[str, Any]:
+        return {
+            "caption_en": reply.text,
+            "caption_engine": "openai",
+            "caption_model": self.endpoint.model,
+            "caption_revision": None,
+            "caption_prompt": self.prompt.name,
+            "caption_tokens_in": reply.tokens_in,
+            "caption_tokens_out": reply.tokens_out,
+            "caption_finish": reply.finish,
+            "caption_seconds": reply.seconds,
+            "caption_attempts": [],
+        }
 
 
 class EndpointModel:
@@ -245,34 +229,19 @@ class EndpointModel:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._kept: dict[str, Reply | RowError] = {}
 
-    def translate(self, pieces: Sequence[Piece], source: Language, target: Language) -> list[str]:
-        """One translation a piece; raises RowError for the first that got none. Kept as captions are."""
-        turns = [instruction(piece, target) for piece in pieces]
+    def __str__(self) -> str:
+        return str(self.endpoint)
 
-        def ask(turn: str) -> Reply:
-            return self.endpoint.ask([{"role": "user", "content": turn}], temperature=0, max_tokens=1024)
+    def translate(self, pieces: Sequence[Piece], source: Language, target: Language) -> list[Written | RowError]:
+        """One translation, or a failure, per piece."""
 
-        todo = [turn for turn in dict.fromkeys(turns) if turn not in self._kept]
-        self._kept |= zip(todo, self.endpoint.ask_all([partial(ask, turn) for turn in todo]), strict=True)
-        while len(self._kept) > max(KEPT, len(turns)):
-            del self._kept[next(iter(self._kept))]
-        return [reply.text for reply in _answers(self._kept, turns)]
+        def ask(piece: Piece) -> Reply:
+            turn = {"role": "user", "content": instruction(piece, target)}
+            return self.endpoint.ask([turn], temperature=0, max_tokens=1024)
 
-
-def _answers(kept: dict[Any, Reply | RowError], keys: Sequence[Any]) -> list[Reply]:
-    """The replies of `keys`, taken out of `kept`; raises the first failure, and forgets it when it stands alone."""
-    for key in keys:
-        failure = kept[key]
-        if isinstance(failure, RowError):
-            if len(keys) == 1:
-                del kept[key]
-            raise failure
-    found = [reply for key in keys if isinstance(reply := kept[key], Reply)]
-    for key in keys:
-        kept.pop(key, None)
-    return found
+        found = self.endpoint.ask_all([partial(ask, piece) for piece in pieces])
+        return [r if isinstance(r, RowError) else Written(r.text, cut=r.finish == "length") for r in found]
 
 
 def data_url(data: bytes, limits: Limits, max_side_px: int) -> str:
@@ -294,6 +263,39 @@ def data_url(data: bytes, limits: Limits, max_side_px: int) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def _reply(answer: Any, begun: float, tries: int) -> Reply:
+    """The first choice of an answer, every field of which may be of any kind. ValueError when it has no text."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise ValueError(f"an answer without choices: {str(answer)[:120]}")
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else None
+    if isinstance(text, list):  # in parts, as the protocol allows
+        parts = [part.get("text") for part in text if isinstance(part, dict) and part.get("type") == "text"]
+        text = "".join(part for part in parts if isinstance(part, str)) if parts else None
+    if not isinstance(text, str):
+        raise ValueError(f"an answer without text: {str(choice)[:120]}")
+    usage = answer.get("usage")
+    told = usage if isinstance(usage, dict) else {}
+    counts = [value if type(value := told.get(key)) is int else None for key in ("prompt_tokens", "completion_tokens")]
+    finish = choice.get("finish_reason")
+    return Reply(
+        _whole(text).strip(), counts[0], counts[1], _whole(finish) if isinstance(finish, str) else None,
+        round(time.monotonic() - begun, 3), tries,
+    )  # fmt: skip
+
+
+def _whole(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can say and UTF-8 cannot, as U+FFFD: the checks know it for a damage."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get("CURATE_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
 def _seconds(header: str | None) -> float | None:
     """Retry-After in seconds; None without one that is a number."""
     try:
@@ -308,6 +310,113 @@ def _detail(why: urllib.error.HTTPError) -> str:
         body = why.read(4096).decode("utf-8", "replace")
         found = json.loads(body)
         body = str((found.get("error") or found).get("message") or body)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError, http.client.HTTPException):
         body = str(why.reason)
     return " ".join(body.split())[:200]
+
+
+class _Threads:
+    """Threads that end with the process, whatever they wait for: the second Ctrl-C must not wait for answers."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._started = 0
+        self._lock = threading.Lock()
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        coming: Future[Any] = Future()
+        self._queue.put((coming, call))
+        with self._lock:
+            if self._started < self.most:
+                self._started += 1
+                threading.Thread(target=self._work, daemon=True).start()
+        return coming
+
+    def _work(self) -> None:
+        while True:
+            coming, call = self._queue.get()
+            try:
+                coming.set_result(call())
+            except BaseException as why:
+                coming.set_exception(why)
+
+
+# A socket's timeout is for each piece that arrives; a server that drips, even in its headers, would hold a request for
+# ever. So every wait of a connection ends at one deadline.
+class _Incoming(io.RawIOBase):
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        self._socket = connected
+        self._deadline = deadline
+        self._raw: Any = connected.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("not complete in time")
+        self._socket.settimeout(left)
+        count: int | None = self._raw.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Deadline:
+    """A socket as http.client uses it."""
+
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        self._socket = connected
+        self._deadline = deadline
+
+    def sendall(self, data: Any) -> None:
+        self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Incoming(self._socket, self._deadline))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Timed(http.client.HTTPConnection):
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._until = time.monotonic() + options["timeout"]
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Deadline(self.sock, self._until)
+
+
+class _TimedTls(http.client.HTTPSConnection):
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._until = time.monotonic() + options["timeout"]
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Deadline(self.sock, self._until)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Timed, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_TimedTls, req)
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> None:
+        """Follow nothing: urllib would send the key along, to whatever host the answer names."""
+
+
+_OPENER = urllib.request.build_opener(_Http, _Https, _Stays)

@@ -71,7 +71,8 @@ class RapidOcr:
 
     `pixels` bounds the detector's input: time grows with it, and lines lower than about 2.5 % of the picture's height
     get lost at the default. `min_confidence` is the least mean character probability of a line, `box_thresh` the least
-    mean text probability of a box. FileNotFoundError when the installed rapidocr does not carry the models.
+    mean text probability of a box. `device` is cpu, gpu or gpu:N. FileNotFoundError when the installed rapidocr does
+    not carry the models, ValueError for a GPU that onnxruntime cannot use.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class RapidOcr:
         pixels: int = 192 * TILE_PX**2,
         min_confidence: float = 0.6,
         box_thresh: float = 0.5,
+        device: str = "cpu",
     ) -> None:
         import onnxruntime
         from rapidocr.ch_ppocr_det.utils import DBPostProcess
@@ -93,8 +95,7 @@ class RapidOcr:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # every picture has another shape, for which the arena would only grow
         sessions = [
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for path in model_paths()
+            onnxruntime.InferenceSession(str(path), options, providers=providers(device)) for path in model_paths()
         ]
         self._detector, self._recogniser = sessions
         self._boxes = DBPostProcess(thresh=0.3, box_thresh=box_thresh, unclip_ratio=1.6, use_dilation=True)
@@ -159,6 +160,23 @@ class RapidOcr:
     def _columns(self, picture: Picture) -> dict[str, Any]:
         height, width = picture.rgb.shape[:2]
         return columns_of(self.lines(picture), width, height, ENGINE)
+
+
+def providers(device: str) -> list[Any]:
+    """What onnxruntime is to run on, for `cpu`, `gpu` or `gpu:N`; ValueError that says what to install."""
+    import onnxruntime
+
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    kind, _, number = device.partition(":")
+    if kind != "gpu" or not (number or "0").isdigit():
+        raise ValueError(f"ocr.device = {device!r}: name cpu, gpu or gpu:0")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise ValueError(
+            f"ocr.device = {device!r}: this onnxruntime cannot use a GPU; "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
+    return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
 
 
 def columns_of(lines: Sequence[Line], width: int, height: int, engine: str) -> dict[str, Any]:

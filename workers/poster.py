@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.errors import RowError
 from workers.facts.quoting import MARKS
 from workers.sample import Sample
 
 VERSION = 1
 
-Captioner = Callable[[Sequence[Sample]], list[dict[str, Any]]]
+Captioner = Callable[[Sequence[Sample]], Sequence[dict[str, Any] | RowError]]
 
 NEEDS = (
     "width", "height", "ocr_text", "ocr_confidence", "ocr_area", "ocr_language", "ocr_boxes", "caption_en",
@@ -77,23 +78,32 @@ class PosterCaptioner:
         self.min_confidence, self.min_area, self.max_area = min_confidence, min_area, max_area
         self.min_line_px, self.covered, self.rendered = min_line_px, covered, rendered
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """One dict of the `poster` columns per sample, all null for those that are no posters."""
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any] | RowError]:
+        """One dict of the `poster` columns, or the captioner's failure, per sample; all null for no poster."""
         told = [self.lines(sample.values) for sample in samples]
         chosen = [i for i, lines in enumerate(told) if lines]
         written: dict[int, str | None] = {i: samples[i].values.get("caption_en") for i in chosen}
         engine: dict[int, str | None] = {i: samples[i].values.get("caption_engine") for i in chosen}
+        failed: dict[int, RowError] = {}
         if self.captioner and chosen:
             asked = [
                 Sample(s.row, s.data, {**s.values, "caption_raw": hint(told[i])}, s.limits)
                 for i, s in ((i, samples[i]) for i in chosen)
             ]
             for i, columns in zip(chosen, self.captioner(asked), strict=True):
-                written[i], engine[i] = columns["caption_en"], columns["caption_engine"]
-        return [
-            self._columns(samples[i].values, told[i], written[i], engine[i]) if i in written else dict.fromkeys(COLUMNS)
-            for i in range(len(samples))
-        ]
+                if isinstance(columns, RowError):
+                    failed[i] = columns
+                else:
+                    written[i], engine[i] = columns["caption_en"], columns["caption_engine"]
+        rows: list[dict[str, Any] | RowError] = []
+        for i, sample in enumerate(samples):
+            if i in failed:
+                rows.append(failed[i])
+            elif i in written:
+                rows.append(self._columns(sample.values, told[i], written[i], engine[i]))
+            else:
+                rows.append(dict.fromkeys(COLUMNS))
+        return rows
 
     def lines(self, values: dict[str, Any]) -> list[Line]:
         """The lines of a row that a caption must quote; none when it is no poster."""

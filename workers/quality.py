@@ -1,8 +1,8 @@
 """What is wrong with a caption: checks by rule, each with a stable reason; captions that fail are asked for again.
 
     English    empty, sentinel, refusal, language, repetition, truncated, too_short, too_long, quotes, similarity
-    Chinese    empty, sentinel, language, latin, repetition, length, lost
-    raw        empty, file_name, link, sentinel, too_short, repetition
+    Chinese    empty, sentinel, language, latin, repetition, truncated, length, lost
+    raw        empty, file_name, link, sentinel, boilerplate, too_short, repetition
 
 The first that applies is the reason; null is a caption to use. What each measures is a column of its own.
 """
@@ -18,23 +18,38 @@ from typing import Any, Protocol
 from schemas.errors import RowError
 from workers.sample import Sample
 from workers.sentences import sentences
-from workers.spans import HAN, quotes
+from workers.spans import HAN, quotes, without_quotes
 
-VERSION = 1
+VERSION = 2
 
-# Openings that say nothing of the picture; a model trained on them begins every prompt so.
+# Openings that say nothing of the picture; a model trained on them begins every prompt so. An adjective goes with them
+# when it praises; one that tells the medium (black-and-white, aerial) keeps the whole opening.
+PRAISE = (
+    r"(?:(?:beautiful|breathtaking|captivating|charming|colou?rful|detailed|dynamic|elegant|evocative|impressive"
+    r"|intriguing|lively|serene|striking|stunning|vibrant|vivid|whimsical|wonderful) )?"
+)
+MANNER = r"(?:(?:beautifully|clearly|effectively|prominently|simply|vividly) )?"
+PICTURE = r"(?:image|picture|photo(?:graph)?|illustration|scene|artwork|painting|snapshot)"
 OPENING = re.compile(
-    r"^(?:(?:in )?(?:this|the) (?:image|picture|photo(?:graph)?|illustration|scene)"
-    r"(?: (?:showcases?|shows?|depicts?|features?|presents?|displays?|captures?|portrays?|contains?|is of)"
-    r"|, (?:we can see|there is))"
-    r"|we (?:can )?see(?: in (?:this|the) (?:image|picture|photo))?)\s+",
+    rf"^(?:(?:in )?(?:this|the) {PRAISE}{PICTURE}(?: you(?:'ve)? (?:provided|shared|sent))? {MANNER}"
+    r"(?:(?:show(?:case)?s?|depicts?|features?|presents?|displays?|captures?|portrays?|contains?|illustrates?"
+    r"|is showing|is of|is (?=an? ))(?: that (?=there |an? |the ))?)"
+    rf"|in (?:this|the) {PRAISE}{PICTURE},? (?:(?:we|you|one) (?:can )?(?:see|observe)|there (?:is|are))"
+    rf"|in (?:this|the) {PRAISE}{PICTURE},"
+    rf"|(?:this|here) is an? {PRAISE}(?:image|picture|photo(?:graph)?) (?:of|showing|depicting|that shows)"
+    r"|this is (?=an? )"
+    rf"|(?:we|you) (?:can )?see(?: in (?:this|the) {PICTURE})?)\s*",
     re.IGNORECASE,
 )
 REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|unable|not able)"
-    r"|i (?:can(?:'|no)t|cannot) (?:help|assist|describe|see|identify|view|provide)"
-    r"|as an ai\b|as a language model|i apologi[sz]e)"
-    r"|抱歉|无法(?:描述|识别|查看)|作为(?:一个)?人工智能",
+    r"|i (?:can't|cannot|can not|couldn't|am unable to|won't) (?:\w+ly )?(?:help|assist|describe|see|identify|view"
+    r"|provide|determine|tell|process|access|analy[sz]e|answer|comply|fulfill|make out)"
+    r"|as an ai\b|as a language model|i apologi[sz]e"
+    r"|unfortunately, (?:i\b|(?:the|this|your) (?:image|picture|photo)))"
+    r"|(?:^|[.!?]\s+)sorry,"
+    r"|(?:image|picture|photo) (?:did not|didn't|could not|couldn't|cannot|can't|failed to) (?:be )?(?:load|open|show)"
+    r"|抱歉|对不起|无法(?:描述|识别|查看|提供)|作为(?:一个)?(?:人工智能|语言模型)",
     re.IGNORECASE,
 )
 SENTINEL = re.compile(
@@ -45,6 +60,24 @@ FILE_NAME = re.compile(
     r"^\W*[\w() -]*\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic)\W*$|^(?:img|dsc|dscn|image|photo)[_ -]?\d+$", re.I
 )
 LINK = re.compile(r"https?://|\bwww\.", re.IGNORECASE)
+# What shops and archives write in place of a caption, and nothing else with it.
+BOILERPLATE = re.compile(
+    r"^\W*(?:(?:royalty[- ]free )?(?:stock )?(?:photo|image|picture|illustration|vector|thumbnail|logo|icon)s?"
+    r"(?: gallery| placeholder| not available| coming soon)?|no (?:image|photo|picture)(?: available)?|untitled|n/?a"
+    r"|null|none|undefined|unknown|default|placeholder|click (?:here )?to (?:enlarge|zoom|view)"
+    r"|view (?:larger|full size)(?: image)?|share (?:this|on \w+)|advertisement|screenshot"
+    r"|图片|照片|图像|配图|插图|暂无图片|无标题|点击查看(?:大图|原图)?)[\W\d_]*$",
+    re.IGNORECASE,
+)
+CAMERA_FILE = re.compile(r"^\W*(?:img|dsc|dscn|dscf|pict?|wp|mvc)[_ -]?\d{3,}\b", re.IGNORECASE)
+# Function words of English, and of other languages in Latin letters that English has not.
+_ENGLISH = "the of and with is are it its by from that this his her their there while which for as at to a an in on"
+_FOREIGN = """
+der die das und ein eine einen einem ist mit auf am im vor le la les un une des du et dans sur avec est qui el los las
+una con y en por il lo gli di che della nel sono uma os um com em na no ao het een van op zijn och ett med på og af yang
+dan sebuah dengan seorang pada của và một trên đang trong những là có với jest się z w oraz ve bir ile
+"""
+ENGLISH, FOREIGN = frozenset(_ENGLISH.split()), frozenset(_FOREIGN.split())
 STOPS = ".!?。！？…\"'”’)）」』"
 HOTTER = 0.3  # temperature of the first further try; each later one adds as much, to 1 at most
 
@@ -52,7 +85,7 @@ HOTTER = 0.3  # temperature of the first further try; each later one adds as muc
 def without_opening(text: str) -> tuple[str, str]:
     """(`text` without a boilerplate opening, the opening): `This image showcases a gate.` becomes `A gate.`"""
     found = OPENING.match(text)
-    if not found or len(text) - found.end() < 3:
+    if not found or len(text) - found.end() < 3 or not text[found.end() - 1 : found.end()].isspace():
         return text, ""
     rest = text[found.end() :]
     return rest[0].upper() + rest[1:], found[0].strip()
@@ -67,13 +100,23 @@ def repetition(text: str, size: int = 4) -> float:
 
 
 def language_of(text: str) -> str:
-    """`en` (Latin letters), `zh` (Chinese), `other`, or `none` without letters: by share of letters, at least 60 %."""
+    """`en`, `zh`, `other`, or `none` without letters: by the script of at least 60 % of the letters.
+
+    Latin letters are English where more English function words stand than foreign ones; five words with none of
+    either must be plain ASCII, eight have one.
+    """
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return "none"
     han = sum(map(len, HAN.findall(text))) / len(letters)
     latin = sum(character < "\u0250" for character in letters) / len(letters)
-    return "zh" if han >= 0.6 else "en" if latin >= 0.6 else "other"
+    if latin < 0.6:
+        return "zh" if han >= 0.6 else "other"
+    spoken = re.findall(r"[^\W\d_]+", without_quotes(text).lower())
+    english, foreign = (sum(word in known for word in spoken) for known in (ENGLISH, FOREIGN))
+    if (foreign > english and len(spoken) >= 3) or (not english and len(spoken) >= (8 if text.isascii() else 5)):
+        return "other"
+    return "en"
 
 
 def words(text: str) -> int:
@@ -86,9 +129,10 @@ def english_reason(text: str, finish: str | None, *, min_words: int, max_words: 
     if not text.strip():
         return "empty"
     count = words(text)
+    own = _own(text)
     checks = (
-        ("sentinel", SENTINEL.search(text) is not None),
-        ("refusal", REFUSAL.search(text) is not None),
+        ("sentinel", SENTINEL.search(own) is not None),
+        ("refusal", REFUSAL.search(own) is not None),
         ("language", language_of(text) != "en"),
         ("repetition", repetition(text) > 0.3 or _stutters(text)),
         ("truncated", finish == "length" or text.rstrip()[-1] not in STOPS),
@@ -98,18 +142,41 @@ def english_reason(text: str, finish: str | None, *, min_words: int, max_words: 
     return next((reason for reason, applies in checks if applies), None)
 
 
-def chinese_reason(text: str, english: str, missing: Sequence[str]) -> str | None:
-    """Why a Chinese caption is not to be used; `missing` are the protected spans that the translation lost."""
+def chinese_reason(text: str, english: str, missing: Sequence[str], cut: bool = False) -> str | None:
+    """Why a Chinese caption is not to be used, `english` being what it says.
+
+    `missing` are the protected spans that the translation lost, `cut` whether the translator met its token limit.
+    """
     if not text.strip():
         return "empty"
     ratio = length_ratio(text, english)
+    own = _own(text)
+    ended = english.rstrip()[-1:]
     checks = (
-        ("sentinel", SENTINEL.search(text) is not None or REFUSAL.search(text) is not None),
+        ("sentinel", SENTINEL.search(own) is not None or REFUSAL.search(own) is not None),
         ("language", han_share(text) < 0.3),
         ("latin", latin_share(text) > 0.15),
         ("repetition", repetition(text) > 0.3 or _stutters(text)),
+        # A source that ends a sentence has a translation that ends one.
+        ("truncated", cut or (ended != "" and ended in STOPS and text.rstrip()[-1] not in STOPS)),
         # English to Chinese: 1.0 to 2.2 characters a word in published parallel captions; far outside, text is missing.
         ("length", bool(english.strip()) and not 0.5 <= ratio <= 4.0),
+        ("lost", bool(missing)),
+    )
+    return next((reason for reason, applies in checks if applies), None)
+
+
+def translated_reason(text: str, missing: Sequence[str], cut: bool) -> str | None:
+    """Why the English of a Chinese raw caption is not to be used: `missing` and `cut` as in `chinese_reason`."""
+    if not text.strip():
+        return "empty"
+    own = _own(text)
+    checks = (
+        ("sentinel", SENTINEL.search(own) is not None),
+        ("refusal", REFUSAL.search(own) is not None),
+        ("language", language_of(text) not in ("en", "none")),
+        ("repetition", repetition(text) > 0.3 or _stutters(text)),
+        ("truncated", cut),
         ("lost", bool(missing)),
     )
     return next((reason for reason, applies in checks if applies), None)
@@ -120,9 +187,10 @@ def raw_reason(text: str) -> str | None:
     if not text.strip():
         return "empty"
     checks = (
-        ("file_name", FILE_NAME.match(text.strip()) is not None),
+        ("file_name", FILE_NAME.match(text.strip()) is not None or CAMERA_FILE.match(text) is not None),
         ("link", LINK.search(text) is not None),
         ("sentinel", SENTINEL.search(text) is not None),
+        ("boilerplate", BOILERPLATE.match(text) is not None),
         ("too_short", words(text) < 2),
         ("repetition", words(text) >= 12 and repetition(text, 2) > 0.5),
     )
@@ -137,10 +205,7 @@ def han_share(text: str) -> float:
 
 def latin_share(text: str) -> float:
     """Latin letters outside quotation marks among letters, 0..1: English that was left over."""
-    outside = text
-    for quoted in quotes(text):
-        outside = outside.replace(quoted, "")
-    letters = [character for character in outside if character.isalpha()]
+    letters = [character for character in without_quotes(text) if character.isalpha()]
     return sum(character < "\u0250" for character in letters) / len(letters) if letters else 0.0
 
 
@@ -197,8 +262,18 @@ class Quality:
         if there and reason is None and similarity is not None and similarity < self.min_similarity:
             reason = "similarity"
         raw = values.get("caption_raw")
+        raw_zh, raw_en = values.get("caption_raw_zh"), values.get("caption_raw_en")
+        raw_lost, raw_cut = values.get("translate_raw_lost") or [], bool(values.get("translate_raw_cut"))
         return {
             "caption_raw_reason": None if raw is None else raw_reason(str(raw)),
+            "caption_raw_zh_reason": (
+                None if raw_zh is None
+                else raw_reason(str(raw)) or chinese_reason(str(raw_zh), str(raw or ""), raw_lost, raw_cut)
+            ),
+            "caption_raw_en_reason": (
+                None if raw_en is None
+                else raw_reason(str(raw)) or translated_reason(str(raw_en), raw_lost, raw_cut)
+            ),
             "caption_en_reason": reason,
             "caption_en_words": words(text) if there else None,
             "caption_en_language": language_of(text) if there else None,
@@ -207,7 +282,8 @@ class Quality:
             "caption_en_quote_precision": precision if values.get("ocr_text") is not None else None,
             "caption_en_quote_recall": recall if there else None,
             "caption_zh_reason": (
-                chinese_reason(zh, text, values.get("translate_lost") or []) if zh_there else None
+                chinese_reason(zh, text, values.get("translate_lost") or [], bool(values.get("translate_cut")))
+                if zh_there else None
             ),
             "caption_zh_han": han_share(zh) if zh_there else None,
             "caption_zh_latin": latin_share(zh) if zh_there else None,
@@ -226,7 +302,7 @@ class Captioner(Protocol):
 
     prompt: Any
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]: ...
+    def __call__(self, samples: Sequence[Sample]) -> Sequence[dict[str, Any] | RowError]: ...
     def again(self, attempt: int) -> Captioner: ...
 
 
@@ -234,7 +310,8 @@ class Checked:
     """A captioner whose captions are checked: boilerplate openings go, and a caption that fails is asked for again.
 
     Each further try samples at a higher temperature. A rejected caption stands in `caption_attempts` with its reason;
-    when all fail, the first one stays, and the `quality` operator says why it is not to be used.
+    when all fail, the first one stays, and the `quality` operator says why it is not to be used. A try that fails
+    altogether is recorded as `error: ...`: there is a caption, if a bad one.
     """
 
     def __init__(self, captioner: Captioner, *, attempts: int, min_words: int = 5, max_words: int = 400) -> None:
@@ -253,25 +330,23 @@ class Checked:
         self.captioner = copy.copy(self.captioner)
         self.captioner.prompt = prompt
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        rows = [self._cleaned(row) for row in self.captioner(samples)]
-        failed = [i for i, row in enumerate(rows) if self._reason(row)]
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any] | RowError]:
+        rows = [row if isinstance(row, RowError) else self._cleaned(row) for row in self.captioner(samples)]
         for attempt in range(1, self.attempts + 1):
+            failed = [(i, row) for i, row in enumerate(rows) if not isinstance(row, RowError) and self._reason(row)]
             if not failed:
                 break
-            try:
-                others = self.captioner.again(attempt)([samples[i] for i in failed])
-            except RowError:
-                break  # there is a caption, if a bad one; a try that fails must not take it away
-            for i, other in zip(failed, map(self._cleaned, others), strict=True):
-                reason = self._reason(other)
-                before = rows[i]["caption_attempts"]
-                if reason is None:
-                    first = f"{self._reason(rows[i])}: {rows[i]['caption_en']}"
-                    rows[i] = other | {"caption_attempts": [first, *before]}
+            others = _each(self.captioner.again(attempt), [samples[i] for i, _ in failed])
+            for (i, row), other in zip(failed, others, strict=True):
+                if isinstance(other, RowError):
+                    row["caption_attempts"].append(f"error: {other.code}: {other.message}")
+                    continue
+                cleaned = self._cleaned(other)
+                if reason := self._reason(cleaned):
+                    row["caption_attempts"].append(f"{reason}: {cleaned['caption_en']}")
                 else:
-                    rows[i]["caption_attempts"] = [*before, f"{reason}: {other['caption_en']}"]
-            failed = [i for i in failed if self._reason(rows[i])]
+                    first = f"{self._reason(row)}: {row['caption_en']}"
+                    rows[i] = cleaned | {"caption_attempts": [first, *row["caption_attempts"]]}
         return rows
 
     def _cleaned(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -281,6 +356,22 @@ class Checked:
         return english_reason(
             str(row["caption_en"]), row["caption_finish"], min_words=self.min_words, max_words=self.max_words
         )
+
+
+def _own(text: str) -> str:
+    """What a caption says itself: a refusal or a control token that a sign shows is no fault of the caption."""
+    return without_quotes(text.replace("’", "'") if "‘" not in text else text)
+
+
+def _each(captioner: Captioner, samples: list[Sample]) -> list[dict[str, Any] | RowError]:
+    """Captions or failures of the samples: a captioner that raises for one of them is asked again in halves."""
+    try:
+        return list(captioner(samples))
+    except RowError as failure:
+        if len(samples) == 1:
+            return [failure]
+        middle = len(samples) // 2
+        return _each(captioner, samples[:middle]) + _each(captioner, samples[middle:])
 
 
 def _stutters(text: str) -> bool:

@@ -11,8 +11,9 @@ import hashlib
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import RowError
 from workers.cogvlm.prompt import CaptionPrompt
@@ -21,8 +22,11 @@ from workers.picture import decode
 from workers.quality import temperature as temperature_of
 from workers.sample import Sample
 
-VERSION = 1
-KEPT = 4096
+if TYPE_CHECKING:
+    from PIL import Image
+
+VERSION = 2
+THREADS = 4  # that decode the next batch while this one is generated
 
 
 class TransformersCaptioner:
@@ -40,6 +44,7 @@ class TransformersCaptioner:
         revision: str,
         max_new_tokens: int = 256,
         rows: int = 8,
+        max_side_px: int = 2048,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -52,6 +57,7 @@ class TransformersCaptioner:
 
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.prompt, self.name, self.revision, self.rows, self.seed = prompt, name, revision, rows, seed
+        self.max_side_px = max_side_px
         self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             self._options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -78,58 +84,58 @@ class TransformersCaptioner:
             self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
         self._model: Any = model
         self._model.to(self.device).eval()
-        self._kept: dict[bytes, dict[str, Any]] = {}
 
-    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """One dict of the `caption` columns per sample; captions made before a neighbour failed are kept."""
-        texts = [self.prompt.ask(sample.values.get("caption_raw")) for sample in samples]
-        keys = [hashlib.sha256(t.encode() + b"\0" + s.bytes).digest() for t, s in zip(texts, samples, strict=True)]
-        todo = [(k, s, t) for k, s, t in zip(keys, samples, texts, strict=True) if k not in self._kept]
-        failures: dict[bytes, RowError] = {}
+    def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any] | RowError]:
+        """One dict of the `caption` columns, or a failure, per sample."""
+        found: dict[int, dict[str, Any] | RowError] = {}
+        coming: dict[int, Future[Image.Image]] = {}
+        good: list[int] = []
         at = 0
-        while at < len(todo):
-            batch = todo[at : at + self.rows]
-            try:
-                self._caption(batch, failures)
-            except RuntimeError as why:
-                if "memory" not in str(why) or self.rows == 1:
-                    raise
-                self.rows //= 2
-                continue
-            at += len(batch)
-        while len(self._kept) > max(KEPT, len(samples)):
-            del self._kept[next(iter(self._kept))]
-        for key in keys:
-            if key in failures:
-                raise failures[key]
-        return [self._kept[key] for key in keys]
+        with ThreadPoolExecutor(THREADS) as pool:
+            while at < len(samples) or good:
+                for ahead in range(at, min(at + 2 * self.rows, len(samples))):
+                    if ahead not in coming:
+                        coming[ahead] = pool.submit(_picture, samples[ahead], self.max_side_px)
+                while at < len(samples) and len(good) < self.rows:
+                    try:
+                        coming[at].result()
+                        good.append(at)
+                    except RowError as failure:
+                        found[at] = failure
+                    at += 1
+                batch, good = good[: self.rows], good[self.rows :]
+                if not batch:
+                    continue
+                try:
+                    captions = self._caption([samples[i] for i in batch], [coming[i].result() for i in batch])
+                except RuntimeError as why:
+                    if "memory" not in str(why) or self.rows == 1:
+                        raise
+                    self.rows //= 2
+                    good = batch + good
+                    continue
+                found |= zip(batch, captions, strict=True)
+                for i in batch:
+                    del coming[i]
+        return [found[i] for i in range(len(samples))]
 
     def again(self, attempt: int) -> TransformersCaptioner:
         """The same model with the sampling of the `attempt`-th further try."""
         other = copy.copy(self)
         other._options = self._options | {"do_sample": True, "temperature": temperature_of(attempt), "top_p": 0.9}
         other.seed = self.seed + attempt
-        other._kept = {}
         return other
 
-    def _caption(self, batch: list[tuple[bytes, Sample, str]], failures: dict[bytes, RowError]) -> None:
+    def _caption(self, samples: list[Sample], pictures: list[Image.Image]) -> list[dict[str, Any]]:
         import torch
-        from PIL import Image
 
-        turns, pictures, good = [], [], []
-        for key, sample, text in batch:
-            try:
-                pictures.append(Image.fromarray(decode(sample.bytes, sample.limits).rgb))
-            except RowError as failure:
-                failures[key] = failure
-                continue
+        turns = []
+        for sample in samples:
+            text = self.prompt.ask(sample.values.get("caption_raw"))
             content = [{"type": "image"}, {"type": "text", "text": text}]
             turns.append(
                 self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             )
-            good.append(key)
-        if not good:
-            return
         begun = time.monotonic()
         inputs = self._processor(images=pictures, text=turns, padding=True, return_tensors="pt").to(
             self.device, dtype=self._model.dtype
@@ -137,7 +143,8 @@ class TransformersCaptioner:
         length = inputs["input_ids"].shape[1]
         if self._options["do_sample"]:
             # Keyed by content: with another batch the draws differ all the same, since torch draws for a batch.
-            torch.manual_seed(self.seed ^ int.from_bytes(good[0][:4], "little"))
+            key = hashlib.sha256(turns[0].encode() + b"\0" + samples[0].bytes).digest()
+            torch.manual_seed(self.seed ^ int.from_bytes(key[:4], "little"))
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokens = self._model.generate(**inputs, **self._options)[:, length:]
@@ -145,18 +152,32 @@ class TransformersCaptioner:
         ends = self._model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
         given = inputs["attention_mask"].sum(1).tolist()
-        for key, row, count in zip(good, tokens.tolist(), given, strict=True):
+        captions = []
+        for row, count in zip(tokens.tolist(), given, strict=True):
             end = next((i for i, token in enumerate(row) if token in stops), None)
             written = row if end is None else row[:end]
-            self._kept[key] = {
-                "caption_en": self._processor.tokenizer.decode(written, skip_special_tokens=True).strip(),
-                "caption_engine": "transformers",
-                "caption_model": self.name,
-                "caption_revision": self.revision,
-                "caption_prompt": self.prompt.name,
-                "caption_tokens_in": count,
-                "caption_tokens_out": len(written),
-                "caption_finish": "length" if end is None else "stop",
-                "caption_seconds": seconds,
-                "caption_attempts": [],
-            }
+            captions.append(
+                {
+                    "caption_en": self._processor.tokenizer.decode(written, skip_special_tokens=True).strip(),
+                    "caption_engine": "transformers",
+                    "caption_model": self.name,
+                    "caption_revision": self.revision,
+                    "caption_prompt": self.prompt.name,
+                    "caption_tokens_in": count,
+                    "caption_tokens_out": len(written),
+                    "caption_finish": "length" if end is None else "stop",
+                    "caption_seconds": seconds,
+                    "caption_attempts": [],
+                }
+            )
+        return captions
+
+
+def _picture(sample: Sample, max_side_px: int) -> Image.Image:
+    """The upright picture, at most so large."""
+    from PIL import Image
+
+    picture = Image.fromarray(decode(sample.bytes, sample.limits).rgb)
+    if max(picture.size) > max_side_px:
+        picture.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
+    return picture

@@ -26,7 +26,6 @@ from curate.errors import CurateError
 from curate.plan import Plan, Pool
 
 QUEUED_PER_ACTOR = 1  # beside those that it works on
-GPU_THREADS = 2  # one has the device while the other one reads, decodes and saves
 OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are references, answers are counts
 LOOK_EVERY_S = 2.0  # how often pools are fitted to their queues and to the cluster
 IDLE_S = 30.0  # a worker beyond engine.min_workers that has nothing to do for so long is ended
@@ -61,7 +60,7 @@ class _Crew:
         self.most = least
         self.actors: list[_Actor] = []
         self.queue: deque[Task] = deque()
-        self.threads = GPU_THREADS if need.gpus else 1
+        self.threads = need.tasks
         self.failed_starts = 0
 
     @property
@@ -201,10 +200,12 @@ class Cluster:
         for crew in self.pools.values():
             if crew.need.gpus:
                 crew.most = keys.gpu_workers or max(1, int(self.gpus / crew.need.gpus))
-        taken = sum(crew.most * crew.need.cpus for crew in self.pools.values() if crew.need.gpus)
-        for crew in self.pools.values():
-            if not crew.need.gpus:
-                crew.most = keys.workers or max(1, int((self.cpus - taken) / crew.need.cpus))
+            elif crew.need.most:
+                crew.most = crew.need.most
+        rest = [crew for crew in self.pools.values() if not crew.need.gpus and not crew.need.most]
+        taken = sum(crew.most * crew.need.cpus for crew in self.pools.values() if crew not in rest)
+        for crew in rest:
+            crew.most = keys.workers or max(1, int((self.cpus - taken) / crew.need.cpus))
         wanted = [(crew.most if self.started_ray else 1, crew.need) for crew in self.pools.values()]
         # Fractions where there are fewer CPUs or GPUs than workers: one that can never be placed would wait for ever.
         self.cpu_scale = _scale(self.cpus, sum(count * need.cpus for count, need in wanted))

@@ -4,7 +4,8 @@ An exception of an operator is caught at the row: the batch is split until the r
 gets the error. What no `except` can catch (a segmentation fault, a hang) ends the process; the driver splits the range.
 
 A worker on a GPU is given two tasks at once, each in a thread: one reads, decodes and saves while the other one has the
-device. Operators run under one lock, so that they need not care.
+device. Operators run under one lock, so that they need not care. Those that ask an endpoint run without it, and without
+a watch over their time: they wait for somebody else, and say themselves for how long.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Worker:
                 size = plan.operators[i].batch
                 for at in range(0, len(todo), size):
                     self._ahead(i, todo[at : at + size])
-                    with self.device:
+                    with self.device if self._alone(i) else contextlib.nullcontext():
                         started = time.perf_counter()
                         self._run(i, todo[at : at + size], found)
                         found.tally.seconds[plan.operators[i].name] += time.perf_counter() - started
@@ -246,7 +247,7 @@ class Worker:
         operator = self.plan.operators[i]
         try:
             worker = self._load(i)
-            with self._watchdog(len(samples)):
+            with self._watchdog(len(samples)) if self._alone(i) else contextlib.nullcontext():
                 columns = worker(samples)
             _check(operator, samples, columns)
             refused = _refused(operator, columns)
@@ -273,6 +274,9 @@ class Worker:
         sample.values["failed"] = True
         sample.values.update(failure.columns)
 
+    def _alone(self, i: int) -> bool:
+        return self.plan.pools[self.plan.operators[i].pool].alone
+
     def _load(self, i: int) -> Callable:
         if i not in self.loaded:
             try:
@@ -280,7 +284,9 @@ class Worker:
             except Exception as why:
                 name = self.plan.operators[i].name
                 # Those that are raised for people to read (WeightsError, EndpointError, ...) need no class in front.
-                kind = "" if isinstance(why, (ValueError, FileNotFoundError, CurateError)) else f"{type(why).__name__}: "
+                kind = (
+                    "" if isinstance(why, (ValueError, FileNotFoundError, CurateError)) else f"{type(why).__name__}: "
+                )
                 raise ContractError(f"operator {name} does not load: {kind}{why}") from why
         return self.loaded[i]
 

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 HAN = "[\\x{4e00}-\\x{9fff}]"  # as the view `captions` tells Chinese
 TOP_TIER = 5
 # Columns that say why a caption must not be used (NULL: nothing is wrong with it), when the store has them.
-REASONS = {"caption_raw": "caption_raw_reason", "caption_en": "caption_en_reason", "caption_zh": "caption_zh_reason"}
+CAPTIONS = ("caption_raw", "caption_raw_en", "caption_raw_zh", "caption_en", "caption_zh")
+REASONS = {caption: (f"{caption}_reason",) for caption in CAPTIONS}
+REASONS["caption_en"] += ("caption_en_alike_reason",)
+REASONS["caption_zh"] += ("caption_en_alike_reason",)  # its translation
 # Columns that shards have anyway, whatever --columns names.
 ALWAYS = ("row_id", "sha256", "width", "height", "concept")
 SIZE_BATCH = 64
@@ -263,7 +266,9 @@ class Source:
     def _captions(self) -> tuple[str, str, str]:
         """SQL of the lists of raw captions and of English and Chinese synthetic ones, usable ones only."""
         settings = self.settings
-        raw = f"[{self._usable('caption_raw')}]"
+        # A raw caption's translation says what people said, in the other language: raw, too.
+        said = [name for name in ("caption_raw", "caption_raw_en", "caption_raw_zh") if self._has(name)]
+        raw = f"[{', '.join(self._usable(name) for name in said)}]"
         if self._has("dedup_captions"):
             raw = f"list_distinct(list_concat({raw}, coalesce(dedup_captions, [])))"
             raw = f"list_sort({raw})"
@@ -299,8 +304,8 @@ class Source:
         if not self._has(column):
             return "NULL::VARCHAR"
         good = f"nullif(trim({column}), '')"
-        reason = REASONS[column]
-        return f"CASE WHEN {reason} IS NULL THEN {good} END" if self._has(reason) else good
+        reasons = " AND ".join(f"{reason} IS NULL" for reason in REASONS[column] if self._has(reason))
+        return f"CASE WHEN {reasons} THEN {good} END" if reasons else good
 
     def _concept(self) -> str:
         return "coalesce(concept::VARCHAR, 'none')" if self._has("concept") else "'none'"
