@@ -1,9 +1,12 @@
-"""Speed of CLIP and of Marian with random weights of the real size: `python -m benchmarks.models clip|marian`.
+"""CLIP and Marian with random weights of the real size, and idle endpoints: `python -m benchmarks.models WHAT`.
 
     clip      ViT-L/14 on pictures in memory: pictures/s through the embedder (decoding by threads included), the model
               alone, and the share of the time that its multiplications need at the matmul rate of the same machine
     marian    sentences/s in batches sorted by length, against one sentence at a time; both write the same number of
               tokens with the same beams, since random weights never end a sentence by themselves
+    endpoint  the share of N requests that is not in flight, seen by the server, from the first request of a run to the
+              last answer: `curate run` without Ray over pictures of 320 px; answers take 0.4 s in the median
+              (lognormal, sigma 0.5), and one in twenty is a caption that has to be asked for again
 
 `--tiny` shrinks the models for a CPU in a hurry; a GPU is used where there is one.
 """
@@ -13,15 +16,29 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
 import time
+import urllib.request
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from rich.console import Console
 
 from benchmarks.cogvlm import matmul_rate, seconds
+from curate import pipeline
+from curate.progress import Display
+from curate.recipe import from_tables
 from workers.embedder import Embedder
 from workers.sample import Sample
 from workers.translator import generated
@@ -52,13 +69,13 @@ class Clip:
         raise NotImplementedError
 
 
-def jpegs(count: int) -> list[bytes]:
-    """Different pictures of 512 px."""
+def jpegs(count: int, side: int = 512) -> list[bytes]:
+    """Different pictures."""
     made = []
     for i in range(count):
         noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         out = io.BytesIO()
-        Image.fromarray(noise).resize((512, 512), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
         made.append(out.getvalue())
     return made
 
@@ -126,15 +143,101 @@ def marian(device: str, tiny: bool, rows: int) -> dict[str, Any]:
     return {"rows": rows, "sentences_per_s": 1 / batched, "one_at_a_time": 1 / single, "times": single / batched}
 
 
+def serve(median_s: float) -> None:
+    """A server in a process of its own that speaks the protocol, and tells at /flight what was in flight since when."""
+    flight, events, lock = [0], [], threading.Lock()
+    good, bad = "A red gate stands open between two stone lions in the evening.", "A gate"
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send(json.dumps(events if self.path == "/flight" else {}))
+
+        def do_POST(self) -> None:
+            with lock:
+                flight[0] += 1
+                events.append((time.monotonic(), flight[0]))
+                number = len(events)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            draw = random.Random(number)
+            time.sleep(median_s * draw.lognormvariate(0, 0.5))
+            message = {"content": bad if draw.random() < 0.05 else good}
+            with lock:
+                flight[0] -= 1
+                events.append((time.monotonic(), flight[0]))
+            self.send(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}))
+
+        def send(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 512
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as http:
+        print(http.server_address[1], flush=True)
+        http.serve_forever()
+
+
+def endpoint(requests: int, rows: int, median_s: float) -> dict[str, Any]:
+    """Idle share of the requests over a whole run, and until its last request was sent."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "shards").mkdir()
+        table = pa.table(
+            {"image": pa.array(jpegs(rows, 320), pa.binary()), "caption": [f"row {i}" for i in range(rows)]}
+        )
+        pq.write_table(table, f"{folder}/shards/a.parquet", row_group_size=64)
+        command = [sys.executable, "-m", "benchmarks.models", "serve", "--median", str(median_s)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout
+            url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+            without = {name: {"engine": "none"} for name in ("faces", "ocr", "aesthetic", "translate")}
+            keys = {"engine": "openai", "endpoint": f"{url}/v1", "model": "m", "requests": requests}
+            tables = {
+                "input": {"uri": f"{folder}/shards"}, "store": {"uri": f"{folder}/store"}, "engine": {"kind": "inline"},
+                **without, "caption": {**keys, "prompt": "short.v1"},
+            }  # fmt: skip
+            code = pipeline.run(from_tables(tables), display=Display(Console(file=io.StringIO())))
+            with urllib.request.urlopen(f"{url}/flight") as answer:
+                events = json.load(answer)
+            server.kill()
+    assert code == 0
+    times, flying = np.array([event[0] for event in events]), np.array([event[1] for event in events])
+    last_sent = int(np.flatnonzero(np.diff(flying, prepend=0) > 0)[-1])
+    mean = float((flying[:-1] * np.diff(times)).sum() / (times[-1] - times[0]))
+    fed = float((flying[:last_sent] * np.diff(times[: last_sent + 1])).sum() / (times[last_sent] - times[0]))
+    return {
+        "requests": requests, "rows": rows, "asked": len(events) // 2, "seconds": float(times[-1] - times[0]),
+        "most": int(flying.max()), "idle": 1 - mean / requests, "idle_until_last": 1 - fed / requests,
+        "captions_per_s": rows / float(times[-1] - times[0]),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("clip", "marian"))
+    parser.add_argument("what", choices=("clip", "marian", "endpoint", "serve"))
     parser.add_argument("--tiny", action="store_true", help="small models")
-    parser.add_argument("--rows", type=int, default=0, help="batch (clip: 256 on a GPU, 16 on a CPU; marian: 64)")
+    parser.add_argument(
+        "--rows", type=int, default=0, help="batch (clip: 256, 16 on a CPU; marian: 64); endpoint: rows"
+    )
+    parser.add_argument("--requests", type=int, default=16, help="in flight (endpoint)")
+    parser.add_argument("--median", type=float, default=0.4, help="seconds of an answer (endpoint)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.what == "clip":
+    if options.what == "serve":
+        serve(options.median)
+        return
+    if options.what == "endpoint":
+        found = endpoint(options.requests, options.rows or 60 * options.requests, options.median)
+    elif options.what == "clip":
         found = clip(options.device, options.tiny, options.rows or (16 if options.device == "cpu" else 256))
     else:
         found = marian(options.device, options.tiny, options.rows or 64)

@@ -29,6 +29,9 @@ BENCHMARKS: dict[str, list[str]] = {
     "store": ["benchmarks.store"],
     "synth": ["benchmarks.synth"],
     "mix": ["benchmarks.mix"],
+    "marian": ["benchmarks.models", "marian", "--rows", "32"],
+    "endpoint": ["benchmarks.models", "endpoint"],
+    "endpoint64": ["benchmarks.models", "endpoint", "--requests", "64"],
     "datajuicer": ["benchmarks.datajuicer"],
 }
 EXTRA = ("datajuicer",)
@@ -172,6 +175,18 @@ def mix(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("state of MixDataset", load["state_bytes"], "bytes", 1024.0, at_most=True)
 
 
+def marian(found: dict[str, Any]) -> Iterator[Figure]:
+    yield Figure(f"Marian in batches of {found['rows']} against one sentence at a time", found["times"], "times", 5.0)
+
+
+def endpoint(found: dict[str, Any]) -> Iterator[Figure]:
+    about = f"{found['requests']} requests of a run by an endpoint"
+    yield Figure(
+        f"{about}, not in flight until the last one was sent", found["idle_until_last"], "%", 0.05, at_most=True
+    )
+    yield Figure(f"the same until the last answer, {found['rows']:,} rows", found["idle"], "%", 0.05, at_most=True)
+
+
 def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("Data-Juicer, 2 processes", found["data_juicer"]["images_per_s"], "images/s")
     for engine in ("haar", "yunet"):
@@ -186,7 +201,7 @@ def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     "scorers": scorers, "faces": faces, "ocr": ocr, "engine": engine, "store": store, "synth": synth,
-    "mix": mix,
+    "mix": mix, "marian": marian, "endpoint": endpoint, "endpoint64": endpoint,
     "datajuicer": datajuicer,
 }  # fmt: skip
 

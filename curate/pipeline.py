@@ -592,7 +592,7 @@ def pools(recipe: Recipe) -> dict[str, Pool]:
     times as many rows as requests, and one range more.
     """
     asked = [keys.requests for keys in (recipe.caption, recipe.translate) if keys.engine == "openai"]
-    ranges = -(-3 * max(asked, default=1) // recipe.engine.range_rows) + 1
+    ranges = -(-3 * max(asked, default=1) // recipe.engine.range_rows) + 3
     return {
         "cpu": Pool(cpus=1),
         "gpu": Pool(cpus=0.5, gpus=recipe.engine.gpu_share, tasks=2),  # one reads and saves while the other computes

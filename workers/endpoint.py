@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from schemas.errors import RowError
 from workers.cogvlm.prompt import CaptionPrompt
-from workers.picture import Limits, decode
+from workers.picture import Limits, decode, sniff
 from workers.quality import temperature as temperature_of
 from workers.sample import Sample
 from workers.translator import Language, Piece, Written, instruction
@@ -245,22 +246,31 @@ class EndpointModel:
 
 
 def data_url(data: bytes, limits: Limits, max_side_px: int) -> str:
-    """The picture as a data URL: its own bytes when everybody reads them so, else an upright JPEG of bounded size."""
-    picture = decode(data, limits)
-    height, width = picture.rgb.shape[:2]
-    kind = SENT_AS_THEY_ARE.get(picture.header.format)
-    if (
-        kind is None
-        or max(height, width) > max_side_px
-        or picture.header.exif_orientation != 1
-        or picture.header.frames > 1
-    ):
+    """The picture as a data URL: its own bytes when everybody reads them so, else an upright JPEG of bounded size.
+
+    Bytes that go as they are are not decoded: a run has done so, and a broken picture does not come here.
+    """
+    kind = sniff(data) if data else ""
+    if kind not in SENT_AS_THEY_ARE or not _goes_as_it_is(data, kind, max_side_px):
+        picture = decode(data, limits, (max_side_px, max_side_px))
+        height, width = picture.rgb.shape[:2]
         scale = min(1.0, max_side_px / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         file = io.BytesIO()
         Image.fromarray(picture.rgb).resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
-        data, kind = file.getvalue(), "image/jpeg"
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        data, kind = file.getvalue(), "JPEG"
+    return f"data:{SENT_AS_THEY_ARE[kind]};base64,{base64.b64encode(data).decode()}"
+
+
+def _goes_as_it_is(data: bytes, kind: str, max_side_px: int) -> bool:
+    """By its header: one picture, upright, small enough."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=[kind]) as image:
+            warnings.simplefilter("ignore")  # odd metadata
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return upright and max(image.size) <= max_side_px and getattr(image, "n_frames", 1) == 1
+    except Exception:  # Pillow's readers raise nearly anything; `decode` says what is wrong
+        return False
 
 
 def _reply(answer: Any, begun: float, tries: int) -> Reply:
