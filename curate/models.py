@@ -163,11 +163,11 @@ def needs(recipe: Recipe) -> list[Need]:
 
 def endpoints(recipe: Recipe) -> list[Need]:
     """Endpoints that `recipe` asks, each with why it does not answer. Waits for each, some seconds at most."""
-    from workers.endpoint import EndpointError, knock
-
     found = []
     for name, keys in (("caption", recipe.caption), ("translate", recipe.translate)):
         if keys.engine == "openai":
+            from workers.endpoint import EndpointError, knock
+
             problem = ""
             try:
                 knock(keys.endpoint)
@@ -206,10 +206,8 @@ def _ocr(recipe: Recipe) -> list[Need]:
     except (OSError, subprocess.TimeoutExpired) as why:
         problem = getattr(why, "strerror", None) or "does not answer"
     if problem:
-        problem = (
-            f"ocr.python = {keys.python!r}: {python}: {problem}; make paddle makes an environment for it, "
-            "ocr.python = '.venv-paddle/bin/python'"
-        )
+        where = f"ocr.python = {keys.python!r}" if keys.python else f"ocr.python is not set, and {python}"
+        problem = f"{where}: {problem}; make paddle makes .venv-paddle/bin/python"
     return [*found, Need("ocr.python", python, path=None if problem else Path(python), problem=problem)]
 
 
