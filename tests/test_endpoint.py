@@ -244,6 +244,21 @@ def test_as_many_requests_are_in_flight_as_were_asked_for(server: Server) -> Non
     assert server.most == 5
 
 
+@pytest.mark.parametrize("kind", ["inline", "ray"])
+def test_requests_of_several_ranges_are_in_flight_together(
+    kind: str, server: Server, captioned: Callable[..., Recipe], quiet: Callable[[], Display],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if kind == "ray":
+        request.getfixturevalue("ray_cluster")
+    keys = {"engine": "openai", "endpoint": server.url, "model": "tiny", "requests": 6, "attempts": 0}
+    recipe = captioned([None] * 12, caption=keys, engine={"kind": kind, "range_rows": 2, "workers": 1})
+    server.hold = 6  # more than a range has
+    assert pipeline.run(recipe, display=quiet()) == 0
+    assert server.most == 6
+    assert Store(recipe.store.uri).rows("SELECT count(caption_en) FROM samples") == [(12,)]
+
+
 def test_a_wrong_address_or_key_stops_before_any_row(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EndpointError, match="nobody answers there"):
         Endpoint("http://127.0.0.1:9/v1", "m", timeout_s=1)
