@@ -37,7 +37,7 @@ HAN = "[\\x{4e00}-\\x{9fff}]"  # as the view `captions` tells Chinese
 TOP_TIER = 5
 # Columns that say why a caption must not be used (NULL: nothing is wrong with it), when the store has them.
 CAPTIONS = ("caption_raw", "caption_raw_en", "caption_raw_zh", "caption_en", "caption_zh")
-REASONS = {caption: (f"{caption}_reason",) for caption in CAPTIONS}
+REASONS: dict[str, tuple[str, ...]] = {caption: (f"{caption}_reason",) for caption in CAPTIONS}
 REASONS["caption_en"] += ("caption_en_alike_reason",)
 REASONS["caption_zh"] += ("caption_en_alike_reason",)  # its translation
 # Columns that shards have anyway, whatever --columns names.
