@@ -350,7 +350,7 @@ def _concepts_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _similarity_facts(recipe: Recipe) -> dict[str, Any]:
-    return {"embed": _embed_facts(recipe)}
+    return {"version": 2, "embed": _embed_facts(recipe)}
 
 
 def _faces_facts(recipe: Recipe) -> dict[str, Any]:

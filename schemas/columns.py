@@ -141,7 +141,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("poster_engine", TEXT, "what wrote the caption; null for a row that is no poster"),
     ),
     "similarity": (
-        Column("similarity_raw", REAL, "cosine of picture and raw caption by the embedding's model, -1..1"),
+        Column("similarity_raw", REAL, "cosine of picture and English raw caption by the embedding's model, -1..1"),
         Column("similarity_en", REAL, "the same of the synthetic English caption: mean over its sentences"),
         Column("similarity_en_least", REAL, "the least over its sentences: the first place to look for an invention"),
         Column("similarity_en_sentences", pa.list_(REAL), "the same of each sentence"),

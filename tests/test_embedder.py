@@ -229,10 +229,11 @@ def test_a_taxonomy_that_is_odd_is_refused(text: str, complaint: str, tmp_path: 
 def test_a_long_caption_is_scored_sentence_by_sentence(clip: OpenClip) -> None:
     embedder = Embedder(clip)
     caption = "A red gate stands open. Mr. Li walks past it! Is it 3.5 m wide?"
-    (row, bare) = Similarity(embedder)(
+    (row, bare, chinese) = Similarity(embedder)(
         [
             Sample(0, encoded(0), {"caption_raw": "gate", "caption_en": caption}),
             Sample(1, encoded(1), {"caption_raw": None, "caption_en": " "}),
+            Sample(2, encoded(2), {"caption_raw": "一座红色的大门", "caption_en": None}),
         ]
     )
     vector = embedder.images(samples_of(1))[0]
@@ -241,7 +242,7 @@ def test_a_long_caption_is_scored_sentence_by_sentence(clip: OpenClip) -> None:
     assert row["similarity_en"] == pytest.approx(sum(expected) / 3, abs=1e-4)
     assert row["similarity_en_least"] == pytest.approx(min(expected), abs=1e-4)
     assert row["similarity_raw"] == pytest.approx(float(vector @ embedder.texts(["gate"])[0]), abs=1e-4)
-    assert set(bare.values()) == {None}
+    assert set(bare.values()) == set(chinese.values()) == {None}  # CLIP's text tower knows no Chinese
 
 
 @pytest.mark.parametrize(

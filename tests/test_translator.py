@@ -22,7 +22,7 @@ from schemas.columns import OPERATORS
 from schemas.errors import RowError
 from workers.embedder import WeightsError
 from workers.sample import Sample
-from workers.spans import glossary, lost, put_in, quotes, terms_in, with_quotes
+from workers.spans import glossary, is_mostly_han, lost, put_in, quotes, terms_in, with_quotes
 from workers.translator import (
     GOLDEN,
     CausalLM,
@@ -33,7 +33,6 @@ from workers.translator import (
     Written,
     generated,
     instruction,
-    is_mostly_han,
 )
 
 torch.set_num_threads(1)

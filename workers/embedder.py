@@ -28,6 +28,7 @@ from schemas.errors import RowError
 from workers.picture import decode
 from workers.sample import Sample
 from workers.sentences import sentences
+from workers.spans import is_mostly_han
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -400,6 +401,7 @@ class Similarity:
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         vectors = self.embedder.images(samples)
         raw = [str(sample.values.get("caption_raw") or "").strip() for sample in samples]
+        raw = ["" if is_mostly_han(text) else text for text in raw]  # the text towers of CLIP were trained on English
         parts = [sentences(str(sample.values.get("caption_en") or "")) for sample in samples]
         texts = list(dict.fromkeys([text for text in raw if text] + [text for part in parts for text in part]))
         place = {text: i for i, text in enumerate(texts)}

@@ -243,6 +243,12 @@ def _value(number: str) -> float:
         return float("nan")
 
 
+def is_mostly_han(text: str) -> bool:
+    """Whether at least a third of the letters are Chinese: captions in Chinese carry Latin names."""
+    letters = sum(character.isalpha() for character in text)
+    return letters > 0 and 3 * sum(map(len, HAN.findall(text))) >= letters
+
+
 def _inside(found: re.Match[str]) -> str:
     return next(group for group in found.groups() if group)
 

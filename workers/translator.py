@@ -20,7 +20,7 @@ from workers.embedder import WeightsError
 from workers.sample import Sample
 from workers.sentences import sentences
 from workers.spans import (
-    HAN,
+    is_mostly_han,
     lost,
     lost_numbers,
     lost_quotes,
@@ -362,12 +362,6 @@ def generated(
             text = tokenizer.decode(row, skip_special_tokens=True)
             found[place] = Written(text, cut=end >= limit["max_new_tokens"] - 1 or count >= room)
     return [found[i] for i in range(len(texts))]
-
-
-def is_mostly_han(text: str) -> bool:
-    """Whether at least a third of the letters are Chinese: captions in Chinese carry Latin names."""
-    letters = sum(character.isalpha() for character in text)
-    return letters > 0 and 3 * sum(map(len, HAN.findall(text))) >= letters
 
 
 def _load(weights: Path, model_class: Any, tokenizer_class: Any, dtype: Any) -> tuple[Any, Any]:
