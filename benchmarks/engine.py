@@ -188,8 +188,8 @@ class Clock:
     def engine(self, plan: Plan) -> Engine:
         """The engine, with its workers loaded."""
         engine: Any = pipeline._engine(plan)
-        for actors in getattr(engine, "pools", {}).values():
-            engine.ray.get([actor.ready for actor in actors])
+        while any(starting for _, starting in engine.workers().values()):
+            engine.next(timeout_s=1.0)
         self.ready = time.perf_counter()
         close = engine.close
 

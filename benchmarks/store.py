@@ -89,15 +89,17 @@ def ingest(folder: Path, samples: int, shards: int, keep: bool) -> dict[str, Any
     parts = prepare(folder, samples, shards, tuple(OPERATORS))
     done = step(__spec__.name, "--step", "ingest", "--folder", folder)
     again = step(__spec__.name, "--step", "ingest", "--folder", folder)
-    rows = samples * len(OPERATORS)
+    operators = parts["operators"]
+    rows = samples * operators
     figures = {
-        "samples": samples, "parts": parts["parts"], "part_rows": rows, "parts_mb": round(parts["mb"]),
+        "samples": samples, "operators": operators, "parts": parts["parts"], "part_rows": rows,
+        "parts_mb": round(parts["mb"]),
         "seconds": done["seconds"], "rows_per_s": round(rows / done["seconds"]),
         "samples_per_s": round(samples / done["seconds"]), "target_rows_per_s": INGEST_ROWS_PER_S,
         "index_mb": round(done["index_mb"]), "peak_mb": done["peak_mb"], "target_peak_mb": DRIVER_MB,
         "nothing_new_s": again["seconds"],
     }  # fmt: skip
-    print(f"ingest of {samples:,} samples, {len(OPERATORS)} operators, {parts['parts']:,} parts, {parts['mb']:,.0f} MB")
+    print(f"ingest of {samples:,} samples, {operators} operators, {parts['parts']:,} parts, {parts['mb']:,.0f} MB")
     print(
         f"  {done['seconds']:8.2f} s: {figures['rows_per_s']:,} rows of parts/s, {figures['samples_per_s']:,} samples/s"
     )
@@ -179,7 +181,8 @@ def prepare(folder: Path, samples: int, shards: int, operators: Sequence[str]) -
             for i, (name, rows) in enumerate(zip(names, cut(samples, shards), strict=True))
         ]
         print(f"made {samples:,} rows in {time.perf_counter() - clock:.0f} s", flush=True)
-        stamp.write_text(json.dumps({"parts": shards * len(operators), "mb": sum(sizes) / 1e6}))
+        count = len(plan.versions)
+        stamp.write_text(json.dumps({"operators": count, "parts": shards * count, "mb": sum(sizes) / 1e6}))
     for index in folder.glob("captions.duckdb*"):
         index.unlink()
     return dict(json.loads(stamp.read_text()))
@@ -226,7 +229,9 @@ def write(folder: Path, plan: Plan, shard: str, rows: int, seed: int) -> int:
 
 
 def column(field: pa.Field, random: Random, rows: int) -> pa.Array:
-    """Plausible values of one column; a column that nobody has described here is constant."""
+    """Plausible values of one column; one that nobody has described here is constant, a list null."""
+    if field.name not in COLUMNS and pa.types.is_list(field.type):
+        return pa.nulls(rows, field.type)
     constant = one_of("1") if pa.types.is_string(field.type) else whole(1, 2)
     values = COLUMNS.get(field.name, constant)(random, rows)
     return values if isinstance(values, pa.Array) else pa.array(values).cast(field.type)

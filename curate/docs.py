@@ -122,7 +122,7 @@ VIEWS = """\
 | `errors` | a failed row | `row_id, shard, row, operator, error, message` |
 | `drops` | a dropped row | `row_id, shard, row, drop_reason, failing` (all predicates that it fails) |
 | `operators` | a version of an operator | `operator, fingerprint, active, engine, model, revision, facts` |
-| `runs` | a run | `run_id, started, finished, state, rows, kept, dropped, failed, exit_code, recipe, report` |
+| `runs` | a run | `run_id, started, finished, state` (running, finished, interrupted, failed, killed), `rows, kept, dropped, failed, exit_code, recipe, report` |
 | `shards` | an input shard of the last run | `shard, uri, format, error, message` |
 | `policy` | a predicate of the active policy, in the order in which they judge | `position, name, predicate` |
 | `commits` | a part in the index | `path, operator, fingerprint, shard, sequence` |

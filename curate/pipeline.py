@@ -661,7 +661,7 @@ def run(
         with log.written(recipe.run.log, record["run_id"]):
             started = time.monotonic()
             with _recorded(plan, record):
-                with display.running(plan, progress), _signals(display) as stopping:
+                with display.running(plan, progress, record["run_id"]), _signals(display) as stopping:
                     _compute(plan, shards, progress, display, stopping, make_engine or _engine)
                 return _finish(plan, record, progress, display, time.monotonic() - started)
 
@@ -767,7 +767,10 @@ def _begin(plan: Plan, shards: Sequence[read.Shard]) -> dict[str, Any]:
 
 @contextmanager
 def _recorded(plan: Plan, record: dict[str, Any]) -> Iterator[None]:
-    """Write into the run's record that it failed, when it does. One that is killed stays `running`."""
+    """Write into the run's record that it failed, when it does.
+
+    The record of one that is killed stays `running`; the index knows better (curate/store/index.py).
+    """
     try:
         yield
     except BaseException as why:

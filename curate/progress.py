@@ -42,11 +42,13 @@ class Display:
         self.started = time.monotonic()
         self.said = 0.0
         self.written = 0.0
+        self.run_id = ""
 
     @contextmanager
-    def running(self, plan: Plan, progress: Progress) -> Iterator[None]:
+    def running(self, plan: Plan, progress: Progress, run_id: str = "") -> Iterator[None]:
         """Show the run while the block lasts, and write its status when it begins and ends."""
         self.started = time.monotonic()
+        self.run_id = run_id
         self._status(plan, progress, "running")
         try:
             if plan.recipe.run.log == "json":
@@ -167,6 +169,7 @@ class Display:
     def _status(self, plan: Plan, progress: Progress, state: str) -> None:
         self.written = time.monotonic()
         status = {
+            "run_id": self.run_id,
             "state": state,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
             **self._state(progress),

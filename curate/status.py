@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.errors import StoreError
-from curate.store.files import open_files
+from curate.store.files import Files, open_files
 
 SILENT_AFTER_S = 30.0  # the status is written every second or after each answer; a range takes less than this
 STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red"}
@@ -25,23 +25,23 @@ STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "fail
 def show(store_uri: str, console: Console | None = None, now: datetime | None = None) -> None:
     """Print the state of the run; raises StoreError when there is no store or no run has begun in it."""
     console = console or Console(highlight=False)
-    status = read_status(store_uri)
+    status = read_status(open_files(store_uri))
     for line in describe(status, silent_s(status, now or datetime.now(UTC))):
         console.print(line)
 
 
-def read_status(store_uri: str) -> dict[str, Any]:
-    """What run_status.json of the store says."""
+def read_status(files: Files) -> dict[str, Any]:
+    """What run_status.json of the store says; raises StoreError when there is none or it does not read."""
     try:
-        text = open_files(store_uri).read("run_status.json")
+        text = files.read("run_status.json")
     except OSError:
         raise StoreError(
-            f"{store_uri}: no run has begun here; start one with: curate run RECIPE --set store.uri={store_uri}"
+            f"{files.uri}: no run has begun here; start one with: curate run RECIPE --set store.uri={files.uri}"
         ) from None
     try:
         status = json.loads(text)
     except ValueError as why:
-        raise StoreError(f"{store_uri}/run_status.json: damaged ({why}); the next run writes it anew") from None
+        raise StoreError(f"{files.uri}/run_status.json: damaged ({why}); the next run writes it anew") from None
     return dict(status)
 
 

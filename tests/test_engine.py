@@ -310,6 +310,10 @@ def test_a_run_that_is_killed_many_times_ends_as_if_it_had_not_been(
     run(disturbed, quiet)
     assert part_hashes(tmp_path / "disturbed") == part_hashes(Path(recipe.store.uri))
     assert Store(disturbed.store.uri).counts() == Store(recipe.store.uri).counts()
+    states = [state for (state,) in Store(disturbed.store.uri).rows("SELECT state FROM runs ORDER BY run_id")]
+    assert states.pop() == "finished"
+    assert "killed" in states
+    assert "running" not in states
 
 
 @pytest.mark.usefixtures("finished_store")

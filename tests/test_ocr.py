@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from schemas.columns import OPERATORS
 from workers import ocr
-from workers.ocr import Line, RapidOcr, covered, input_size, language, reading_order
+from workers.denormals import without_denormals
+from workers.ocr import Line, RapidOcr, covered, input_size, language, model_paths, reading_order
 from workers.sample import Sample
 
 
@@ -149,6 +150,28 @@ def test_a_batch_keeps_its_order_and_answers_the_same_twice(worker: RapidOcr) ->
 
     assert [columns["ocr_text"] for columns in worker(batch())] == ["alpha", "gamma", "delta"]
     assert worker(batch()) == worker(batch())
+
+
+def test_the_detector_without_its_denormal_weights_answers_to_the_last_bit() -> None:
+    import onnxruntime
+
+    path = model_paths()[0]
+    model = without_denormals(path)
+    before, after = (np.frombuffer(data[1:-1][: len(model) // 4 * 4 - 4], "<f4") for data in (path.read_bytes(), model))
+    assert len(path.read_bytes()) == len(model)
+    assert np.count_nonzero(before.view("<u4") != after.view("<u4")) > 100_000
+    planes = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    maps = []
+    for source in (str(path), model):
+        session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+        maps.append(session.run(None, {session.get_inputs()[0].name: planes})[0])
+    assert maps[0].tobytes() == maps[1].tobytes()
+
+
+def test_what_is_no_onnx_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x0f no model")
+    with pytest.raises(ValueError, match="no ONNX model"):
+        without_denormals(tmp_path / "model.onnx")
 
 
 def test_overlapping_boxes_are_counted_once() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -272,6 +273,32 @@ def test_a_store_that_is_open_sees_what_an_ingest_brought(finished_store: Path, 
     everything = dataclasses.replace(recipe, policy=())
     pipeline.run(everything, display=quiet())  # type: ignore[operator]
     assert store.counts()["kept"] > kept
+
+
+def test_a_run_that_went_silent_is_killed_and_one_that_is_under_way_is_not(finished_store: Path) -> None:
+    store = Store(finished_store)
+    record = json.loads(next(finished_store.glob("runs/*/run.json")).read_text()) | {"state": "running"}
+    now = datetime.now(UTC)
+    for run_id in ("29990101T000000", "29990102T000000"):
+        store.files.replace(f"runs/{run_id}/run.json", json.dumps(record | {"run_id": run_id}).encode())
+
+    def states(said: datetime) -> list[str]:
+        status = {"run_id": "29990102T000000", "state": "running", "updated": said.isoformat(timespec="seconds")}
+        store.files.replace("run_status.json", json.dumps(status).encode())
+        store.ingest()
+        return [state for (state,) in store.rows("SELECT state FROM runs ORDER BY run_id")]
+
+    assert states(now) == ["finished", "killed", "running"]
+    assert states(now - timedelta(seconds=60)) == ["finished", "killed", "killed"]
+
+
+def test_operators_that_never_ran_cost_the_index_nothing_and_read_as_null(finished_store: Path) -> None:
+    store = Store(finished_store)
+    have = {name for (name, *_) in store.rows("DESCRIBE wide_cells")}
+    assert {"sharpness", "_done_sharpness"} <= have
+    assert not {"poster_caption_en", "_done_poster", "dedup_group", "train_loss"} & have
+    asked = "count(*), count(poster_caption_en), count(dedup_group), count(train_loss), typeof(any_value(dedup_size))"
+    assert store.rows(f"SELECT {asked} FROM samples") == [(47, 0, 0, 0, "INTEGER")]
 
 
 def test_input_columns_keep_their_names_types_and_values(finished_store: Path) -> None:

@@ -21,10 +21,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from workers.denormals import without_denormals
 from workers.picture import Picture
 from workers.sample import Sample
 
-VERSION = 1
+VERSION = 2
 
 Bytes = npt.NDArray[np.uint8]
 Quad = npt.NDArray[np.float32]  # (4, 2): corners clockwise from top left, px of the displayed picture
@@ -95,7 +96,8 @@ class RapidOcr:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # every picture has another shape, for which the arena would only grow
         sessions = [
-            onnxruntime.InferenceSession(str(path), options, providers=providers(device)) for path in model_paths()
+            onnxruntime.InferenceSession(without_denormals(path), options, providers=providers(device))
+            for path in model_paths()
         ]
         self._detector, self._recogniser = sessions
         self._boxes = DBPostProcess(thresh=0.3, box_thresh=box_thresh, unclip_ratio=1.6, use_dilation=True)
@@ -144,7 +146,10 @@ class RapidOcr:
         scale = np.array([source.shape[1] / width, source.shape[0] / height], np.float32)
         lines = []
         for quad in quads:
-            crop = get_rotate_crop_image(source, quad * scale)  # turns a tall crop to the left
+            # Cutting a box as large as the picture out of a megapixel takes 30 ms, three times as long as reading it.
+            shrink = max(1, int(min(_sides(quad * scale)) / (4 * LINE_PX)))
+            small = source if shrink == 1 else _shrunk(source, shrink)
+            crop = get_rotate_crop_image(small, quad * scale / shrink)  # turns a tall crop to the left
             text, confidence = self.read(crop)
             if confidence < TURN_CONFIDENCE and _tall(quad):
                 text, confidence = max((text, confidence), self.read(crop[::-1, ::-1]), key=lambda read: read[1])
@@ -282,6 +287,12 @@ def covered(quads: Sequence[Quad], width: int, height: int) -> tuple[float, floa
     if union.area == 0:
         return 0.0, 0.0
     return float(union.area / (width * height)), float(1 - union.intersection(inner).area / union.area)
+
+
+def _shrunk(rgb: Bytes, factor: int) -> Bytes:
+    height, width = rgb.shape[:2]
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _sides(quad: Quad) -> tuple[float, float]:

@@ -33,20 +33,22 @@ class Chunk(NamedTuple):
     errors: pa.Table
 
 
-def side_by_side(files: Files, shard: str, number: int, parts: Mapping[str, Sequence[Part]]) -> Iterator[Chunk]:
+def side_by_side(
+    files: Files, shard: str, number: int, parts: Mapping[str, Sequence[Part]], operators: Sequence[str]
+) -> Iterator[Chunk]:
     """Rows of the table `wide_cells`, ascending, for a shard with this number in the index.
 
     `parts` maps each operator to its parts of one version; `input` says which rows there are, and nothing comes without
-    it. Columns: `_id, row_id, shard, row`, those of all operators (null where an operator has no cell), `_done_<op>`,
+    it. Columns: `_id, row_id, shard, row`, those of `operators` (null where an operator has no cell), `_done_<op>`,
     `error` (the first operator's), then the input's own. Raises DamagedError.
     """
     if "input" not in parts:
         return
-    others = {op: _Cells(files, parts[op]) for op in OPERATORS if op != "input" and op in parts}
+    others = {op: _Cells(files, parts[op]) for op in operators if op != "input" and op in parts}
     for given in _Cells(files, parts["input"]).chunks():
         rows = _rows(given)
         cells = {op: _aligned(cells.until(int(rows[-1]) + 1), rows) for op, cells in others.items()}
-        yield _chunk(shard, number, given, rows, cells, parts)
+        yield _chunk(shard, number, given, rows, cells, parts, operators)
 
 
 def of_one_version(files: Files, number: int, parts: Sequence[Part]) -> Iterator[Chunk]:
@@ -140,6 +142,7 @@ def _chunk(
     rows: npt.NDArray[np.int64],
     cells: Mapping[str, pa.Table | None],
     parts: Mapping[str, Sequence[Part]],
+    operators: Sequence[str],
 ) -> Chunk:
     ids = _ids(number, rows)
     tables = {"input": given, **{op: table for op, table in cells.items() if table is not None}}
@@ -149,12 +152,12 @@ def _chunk(
         "shard": pa.repeat(shard, len(rows)),
         "row": given["row"],
     }
-    for op in OPERATORS:
+    for op in operators:
         columns |= _declared(op, tables.get(op), len(rows))
-    for op in OPERATORS:
+    for op in operators:
         if op != "input":
             columns[f"_done_{op}"] = tables[op]["row"].is_valid() if op in tables else pa.repeat(False, len(rows))
-    columns["error"] = pc.coalesce(*(tables[op]["error"] for op in OPERATORS if op in tables))
+    columns["error"] = pc.coalesce(*(tables[op]["error"] for op in operators if op in tables))
     return Chunk(pa.table(columns | _own(given)), _errors(ids, tables, parts))
 
 

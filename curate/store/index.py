@@ -5,7 +5,8 @@ It is never written in place. An update works on a copy beside it, in transactio
 never stops a job, and a kill leaves the old index whole. One updater works at a time (`.index.lock`).
 
     wide_cells            one row per input row: the cells of the active versions side by side (aligned.py)
-    wide                  a view of it in which columns that the policy reads have the types that it was checked for
+    wide                  a view of it with the columns of all operators, null where no version is active; those that
+                          the policy reads have the types that it was checked for
     former_<operator>     cells of versions that are no longer active
     cell_errors           the failures of all versions
     samples, ...          views (schemas/views.sql)
@@ -27,6 +28,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,15 +45,14 @@ from schemas.columns import DERIVED, OPERATORS, SAMPLES_FIRST, indexed
 from schemas.rows import TABLES, identifier
 
 STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own default format is closed to 1.5
-# An insert of less than a row group is appended to the last one; larger ones leave row groups of odd sizes behind,
-# which are packed twice. A quarter of DuckDB's usual row group: it lies in memory unpacked.
-INSERT_ROWS = 30_000
+# An insert of exactly a row group is packed where it stands; a smaller one is copied behind the last rows first, and
+# row groups of odd sizes are packed twice. A quarter of DuckDB's usual row group: it lies in memory unpacked.
 ROW_GROUP_ROWS = 30_720
 # DuckDB's memory, tried in turn. The first is enough for rows of 1 kB and keeps a run's driver small; rows with long
 # texts of the input's own may need more.
 MEMORY = ("256MB", "1GB", "4GB")
 # Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
-LAYOUT = fingerprint({"tables": 3, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
+LAYOUT = fingerprint({"tables": 4, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
 
 def index_path(files: Files) -> Path:
@@ -144,6 +145,7 @@ class _Update:
         self.db = db
         self.files = files
         self.numbers: dict[str, int] = {}
+        self.shown: list[str] = []  # operators that have an active version
 
     def run(self, closing: Callable[[Counts], None] | None) -> int:
         self.db.execute("BEGIN")
@@ -159,6 +161,7 @@ class _Update:
         new = {part for part in parts if part.path not in known}
         turned = before ^ active  # their cells move between `wide_cells` and `former_<operator>`
         wide, former = _groups(parts, new, active, turned)
+        self.shown = [op for op in OPERATORS if op == "input" or op in {version.operator for version in active}]
         self._tables(turned, anew=bool(turned) or 2 * len(wide) > len({part.shard for part in parts}))
         self.db.execute("COMMIT")
         self.db.execute("SET threads = 1")  # two threads pack the row groups of one insert several times over
@@ -177,15 +180,17 @@ class _Update:
         return len(new)
 
     def _tables(self, turned: Iterable[Version], anew: bool) -> None:
-        """Make the tables of cells that are not there, and `wide_cells` `anew` when most of it is to be filled."""
-        declared = {
-            op: [f'"{c.name}" {_duckdb_type(c.type)}' for c in cs if indexed(c.type)] for op, cs in OPERATORS.items()
-        }
+        """Make the tables of cells that are not there, and `wide_cells` `anew` when most of it is to be filled.
+
+        When an operator gets its first version, or loses its last, that version turned: `wide_cells` is made anew with
+        its columns, or without.
+        """
+        declared = {op: [f'"{name}" {kind}' for name, kind in _declared(op).items()] for op in OPERATORS}
         if anew:
             self.db.execute("DROP TABLE IF EXISTS wide_cells")
         fixed = ["_id BIGINT", "row_id VARCHAR", "shard VARCHAR", "row BIGINT"]
-        done = [f"_done_{operator} BOOLEAN" for operator in OPERATORS if operator != "input"]
-        wide = [*fixed, *(column for columns in declared.values() for column in columns), *done, "error VARCHAR"]
+        done = [f"_done_{operator} BOOLEAN" for operator in self.shown if operator != "input"]
+        wide = [*fixed, *(column for operator in self.shown for column in declared[operator]), *done, "error VARCHAR"]
         self.db.execute(f"CREATE TABLE IF NOT EXISTS wide_cells ({', '.join(wide)})")
         for operator, own in declared.items():
             columns = ["_id BIGINT", "_fingerprint VARCHAR", *own]
@@ -212,17 +217,20 @@ class _Update:
             groups = [group for group in sound if group]
 
     def _batches(self, table: str, groups: Iterable[list[Part]], damaged: list[Part]) -> Iterator[_Batch]:
-        """Rows in batches of one schema and at most INSERT_ROWS; parts that do not read are added to `damaged`."""
+        """Rows in batches of one schema and one row group; parts that do not read are added to `damaged`."""
         held = _Batch([], [], [])
         for group in groups:
             try:
                 for cells, errors in self._read(table, group):
-                    rows = sum(had.num_rows for had in held.cells) + cells.num_rows
-                    if held.cells and (rows > INSERT_ROWS or cells.schema != held.cells[0].schema):
+                    if held.cells and cells.schema != held.cells[0].schema:
                         yield held
                         held = _Batch([], [], [])
                     held.cells.append(cells)
                     held.errors.append(errors)
+                    if sum(had.num_rows for had in held.cells) >= ROW_GROUP_ROWS:  # a chunk is smaller than that
+                        rows = pa.concat_tables(held.cells)
+                        yield _Batch([rows.slice(0, ROW_GROUP_ROWS)], held.errors, held.parts)
+                        held = _Batch([rows.slice(ROW_GROUP_ROWS)], [], [])
             except DamagedError as why:
                 logging.getLogger("curate").warning("left out: %s", why)
                 damaged += [part for part in group if part.path == why.path]
@@ -238,7 +246,7 @@ class _Update:
         by_operator: dict[str, list[Part]] = defaultdict(list)
         for part in group:
             by_operator[part.version.operator].append(part)
-        return side_by_side(self.files, shard, self.numbers[shard], by_operator)
+        return side_by_side(self.files, shard, self.numbers[shard], by_operator, self.shown)
 
     def _insert(self, table: str, batch: _Batch) -> None:
         """Add rows, failures and ledger entries in one transaction."""
@@ -312,14 +320,17 @@ class _Update:
     def _runs(self) -> dict[str, Any]:
         """Read all run records into the table `runs`; returns the newest one, which decides what is active."""
         newest: dict[str, Any] = {}
+        alive = _alive(self.files)
         paths = [path for path in self.files.list("runs") if path.endswith("/run.json")]
         for path in sorted(paths, key=lambda path: path.split("/")[1]):  # by run id: '+' sorts before '/'
             newest = json.loads(self.files.read(path))
             counts = newest.get("counts", {})
+            killed = newest["state"] == "running" and newest["run_id"] != alive
             self.db.execute(
                 "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    newest["run_id"], newest["started"], newest.get("finished"), newest["state"],
+                    newest["run_id"], newest["started"], newest.get("finished"),
+                    "killed" if killed else newest["state"],
                     counts.get("rows"), counts.get("kept"), counts.get("dropped"), counts.get("failed"),
                     newest.get("exit_code"), newest["recipe"], json.dumps(newest.get("report", {})),
                 ],
@@ -392,11 +403,16 @@ class _Update:
             if wide.get(name, kind) != kind
         ]
         replace = f" REPLACE ({', '.join(retyped)})" if retyped else ""
-        # A policy may read a column of the input that no row has brought yet.
-        absent = [f", NULL::{kind} AS {identifier(n)}" for n, kind in run.get("types", {}).items() if n not in wide]
+        # Those of operators without an active version; and a policy may read one of the input that no row has brought.
+        kinds = {name: kind for operator in OPERATORS for name, kind in _declared(operator).items()}
+        absent = [
+            f", NULL::{kind} AS {identifier(name)}"
+            for name, kind in (kinds | run.get("types", {})).items()
+            if name not in wide
+        ]
+        absent += [f", FALSE AS {done}" for operator in OPERATORS if (done := f"_done_{operator}") not in wide]
         self.db.execute(f"CREATE OR REPLACE VIEW wide AS SELECT *{replace}{''.join(absent)} FROM wide_cells")
-        ours = [c.name for columns in OPERATORS.values() for c in columns if c.name in wide]
-        own = [name for name in wide if name not in {*ours, *SAMPLES_FIRST} and not name.startswith("_")]
+        own = [name for name in wide if name not in {*kinds, *SAMPLES_FIRST} and not name.startswith("_")]
         predicates = [
             Predicate(p["name"], p["sql"], frozenset(p["columns"]), p["after"]) for p in run.get("predicates", [])
         ]
@@ -407,7 +423,7 @@ class _Update:
         active = {version.operator: version.fingerprint for version in self._active()}
         self.db.execute(
             views.format(
-                columns=", ".join(identifier(name) for name in dict.fromkeys((*SAMPLES_FIRST, *ours, *own))),
+                columns=", ".join(identifier(name) for name in dict.fromkeys((*SAMPLES_FIRST, *kinds, *own))),
                 verdict=verdict_sql(predicates, done),
                 failing=f"list_filter([{', '.join(failing)}], lambda x: x IS NOT NULL)" if failing else "[]::VARCHAR[]",
                 captions=" UNION ALL ".join(_caption_selects(active)),
@@ -449,6 +465,18 @@ def counts(db: duckdb.DuckDBPyConnection) -> Counts:
     return dict(zip(names, row or (0,) * len(names), strict=True))
 
 
+def _alive(files: Files) -> str:
+    """The run that wrote its status last, unless it has been silent for too long; of two at once, the other is taken
+    for killed until it ends."""
+    from curate.status import SILENT_AFTER_S, read_status, silent_s
+
+    try:
+        status = read_status(files)
+    except StoreError:
+        return ""
+    return str(status.get("run_id", "")) if silent_s(status, datetime.now(UTC)) <= SILENT_AFTER_S else ""
+
+
 def _caption_selects(active: Mapping[str, str]) -> Iterator[str]:
     """`_id, kind, language, text, engine, model, revision, fingerprint, active` of all captions."""
     raw = (
@@ -479,6 +507,11 @@ def _both(operator: str, columns: str, present: str, active: Mapping[str, str]) 
         yield f"SELECT {columns}, '{active[operator]}' AS fingerprint, TRUE AS active FROM wide_cells WHERE {present}"
     there = "TRUE" if present.startswith("_done") else present
     yield f"SELECT {columns}, _fingerprint AS fingerprint, FALSE AS active FROM former_{operator} WHERE {there}"
+
+
+def _declared(operator: str) -> dict[str, str]:
+    """The operator's columns that are in the index, with DuckDB's types."""
+    return {column.name: _duckdb_type(column.type) for column in OPERATORS[operator] if indexed(column.type)}
 
 
 def _duckdb_type(kind: pa.DataType) -> str:
