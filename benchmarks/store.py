@@ -135,6 +135,7 @@ def policy(folder: Path, samples: int, shards: int, keep: bool) -> dict[str, Any
 
 def step_ingest(folder: Path) -> None:
     """Bring the index of the store up to date."""
+    pa.set_memory_pool(pa.system_memory_pool())  # as a run's process for the index has it (curate/store/apart.py)
     store = Store(folder)
     clock = time.perf_counter()
     store.ingest()

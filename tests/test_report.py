@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_a_second_run_that_computes_nothing_keeps_the_figures_of_the_first(tmp_p
     )  # fmt: skip
     assert pipeline.run(recipe) == 0
     assert f"these are the figures of run {run_id}" in render(store)
+
+
+def test_a_run_that_was_planned_stands_beside_its_plan(tmp_path: Path) -> None:
+    store = make_store(tmp_path, [(drawn(1), "a", "cc0")])
+    assert "Planned" not in render(store)
+    (path,) = (path for path in store.files.list("runs") if path.endswith("run.json"))
+    record = json.loads(store.files.read(path))
+    steps = {"size": {"planned_ms": 1500.0, "actual_ms": 1.0, "planned_rows": 1, "rows": 1}}
+    record["report"]["planned"] = {"planned_seconds": 75.0, "seconds": 1.0, "steps": steps}
+    store.files.replace(path, json.dumps(record).encode())
+    store.ingest()
+    page = render(store)
+    assert "had said 1 min 15 s from start to end" in page
+    planned = {row[0]: row[3] for row in cells(page, "throughput") if len(row) > 3}
+    assert (planned["size"], planned["sharpness"]) == ("1.5 s", "–")
 
 
 def test_an_empty_store_has_a_page(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _contents(store: Store) -> dict[str, Any]:
     counts = store.counts()
     cuts = read_cuts([(p.name, p.sql) for p in run.predicates])
     cut_charts, charts, flat = histograms.histograms(store, cuts, counts["rows"])
-    speed_run, wall, speeds = figures.speeds(store)
+    speed_run, wall, planned_wall, speeds = figures.speeds(store)
     return {
         "title": Path(store.uri.rstrip("/")).name,
         "store": store.uri,
@@ -90,6 +90,7 @@ def _contents(store: Store) -> dict[str, Any]:
         "speeds": speeds,
         "speed_run": speed_run,
         "wall": wall,
+        "planned_wall": planned_wall,
         "runs": figures.runs(store),
         "operators": figures.operators(store, run),
         "other_versions": figures.others(store),

@@ -63,11 +63,12 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Speed:
-    """One operator in one run. `seconds` are those of all workers together."""
+    """One operator in one run. `seconds` are those of all workers together; `planned` what `curate plan` had said."""
 
     operator: str
     cells: int
     seconds: float
+    planned: float | None = None
 
     @property
     def rate(self) -> float | None:
@@ -166,16 +167,19 @@ def shard_errors(store: Store) -> list[dict[str, Any]]:
     )
 
 
-def speeds(store: Store) -> tuple[str, float, list[Speed]]:
-    """Run id, wall seconds and operators of the newest run that computed anything."""
+def speeds(store: Store) -> tuple[str, float, float | None, list[Speed]]:
+    """Run id, wall seconds, those that were planned, and operators of the newest run that computed anything."""
     for run_id, text in store.rows("SELECT run_id, report FROM runs ORDER BY run_id DESC LIMIT 200"):
         report = json.loads(text or "{}")
         cells = report.get("cells") or {}
         if cells:
             seconds = report.get("operator_seconds") or {}
-            found = [Speed(name, count, float(seconds.get(name, 0.0))) for name, count in cells.items()]
-            return run_id, float(report.get("seconds", 0.0)), found
-    return "", 0.0, []
+            plan = report.get("planned") or {}
+            steps = plan.get("steps", {})
+            planned = {name: step["planned_ms"] / 1000 * step["rows"] for name, step in steps.items()}
+            found = [Speed(name, n, float(seconds.get(name, 0.0)), planned.get(name)) for name, n in cells.items()]
+            return run_id, float(report.get("seconds", 0.0)), plan.get("planned_seconds"), found
+    return "", 0.0, None, []
 
 
 def runs(store: Store) -> list[dict[str, Any]]:

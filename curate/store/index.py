@@ -50,7 +50,7 @@ STORAGE_VERSION = "v1.5.0"  # DuckDB 2.0 writes this for 1.5 to read; its own de
 ROW_GROUP_ROWS = 30_720
 # DuckDB's memory, tried in turn. The first is enough for rows of 1 kB and keeps a run's driver small; rows with long
 # texts of the input's own may need more.
-MEMORY = ("256MB", "1GB", "4GB")
+MEMORY = ("128MB", "512MB", "4GB")
 # Of the tables below: an index with another layout, or with other columns than schemas/ declares, is made anew.
 LAYOUT = fingerprint({"tables": 4, **{op: [f"{c.name} {c.type}" for c in cs] for op, cs in OPERATORS.items()}})
 
