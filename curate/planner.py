@@ -58,6 +58,8 @@ class Step:
     share: float
     seconds: float
     gpu: bool
+    waits: bool = False
+    """It waits for an endpoint: that takes time, and no processor."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,16 @@ def predict(
         for operator in plan.operators[stage.first : stage.stop]:
             cells = found.cells[operator.name]
             spent = known.get(operator.name, found.seconds[operator.name] / cells if cells else 0.0)
-            steps.append(Step(operator.name, cells / found.rows, spent, plan.pools[stage.pool].gpus > 0))
+            pool = plan.pools[stage.pool]
+            steps.append(Step(operator.name, cells / found.rows, spent, pool.gpus > 0, not pool.alone))
     gpus = gpus or keys.gpu_workers or int(any(step.gpu for step in steps))
     overhead, part_bytes = found.overhead_s / found.rows, found.part_bytes / found.rows
-    cpu = rows * (overhead + sum(step.share * step.seconds for step in steps if not step.gpu))
+    cpu = rows * (overhead + sum(step.share * step.seconds for step in steps if not step.gpu and not step.waits))
+    waiting = rows * sum(step.share * step.seconds for step in steps if step.waits)
     gpu = rows * sum(step.share * step.seconds for step in steps if step.gpu)
     start = found.load_s + (RAY_START_S if keys.kind == "ray" else 0.0)
-    # CPU and GPU pools work side by side, on different shards: the slower of the two sets the pace.
-    seconds = start + max(cpu / workers, gpu / gpus if gpus else 0.0)
+    # The pools work side by side, on different shards: the slowest of them sets the pace.
+    seconds = start + max(cpu / workers, gpu / gpus if gpus else 0.0, waiting / keys.endpoint_workers)
     storage = rows * (part_bytes + INDEX_BYTES) / 1e9
     hours = seconds / 3600
     return Prediction(

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from curate import pipeline
+from curate import pipeline, planner
 from curate.errors import UsageError
 from curate.progress import Display
 from curate.recipe import Recipe, from_tables
@@ -242,6 +242,17 @@ def test_as_many_requests_are_in_flight_as_were_asked_for(server: Server) -> Non
     server.hold = 5
     captioner(server, requests=5, timeout_s=20.0)([Sample(i, encoded(i), {}) for i in range(12)])
     assert server.most == 5
+
+
+def test_a_plan_counts_an_endpoint_s_answers_as_time_and_not_as_processors(
+    server: Server, captioned: Callable[..., Recipe]
+) -> None:
+    keys = {"engine": "openai", "endpoint": server.url, "model": "tiny", "attempts": 0}
+    prepared = pipeline.prepare(captioned([None] * 4, caption=keys))
+    found = planner.predict(prepared, 4, workers=2, known={"caption": 900.0})
+    assert (found.gpus, found.gpu_hours) == (0, 0.0)
+    assert found.cpu_hours < 0.1
+    assert found.seconds == pytest.approx(found.start_s + 3600)
 
 
 @pytest.mark.parametrize("kind", ["inline", "ray"])
