@@ -53,12 +53,7 @@ def compile_policy(
     known = {name.lower(): name for name in schema.names}
     with duckdb.connect() as db:
         db.register("rows_in", pa.table({f.name: pa.nulls(1, f.type) for f in schema}, schema=schema))
-        unstable = {
-            name
-            for (name,) in db.execute(
-                "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-            ).fetchall()
-        }
+        unstable = _unstable(db)
         predicates = []
         for name, sql in policy:
             at = f"{where}: policy.{name} = {sql!r}"
@@ -71,6 +66,17 @@ def compile_policy(
             after = max((operator_of[c] for c in columns), default=0)
             predicates.append(Predicate(name, sql, frozenset(columns), after))
     return tuple(sorted(predicates, key=lambda p: sum(i <= p.after for i in costly)))
+
+
+def repeatable(sql: str, at: str) -> str:
+    """SQL that gives NULL where `sql`, an expression over one row's columns, cannot be evaluated on a row.
+
+    Raises UsageError, which begins with `at`, unless it is one expression that gives the same answer each time. Whether
+    the columns exist is for the relation to say that it is used on.
+    """
+    with duckdb.connect() as db:
+        _columns(db, sql, _unstable(db), at)
+    return f"TRY(({sql}\n))"
 
 
 def gate(predicates: Sequence[Predicate], operator: int) -> str | None:
@@ -98,6 +104,11 @@ def verdict_sql(predicates: Sequence[Predicate], done: Sequence[str]) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _unstable(db: duckdb.DuckDBPyConnection) -> set[str]:
+    found = db.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'")
+    return {name for (name,) in found.fetchall()}
 
 
 def _columns(db: duckdb.DuckDBPyConnection, sql: str, unstable: set[str], at: str) -> set[str]:
@@ -138,7 +149,7 @@ def _walk(node: Any, bound: frozenset[str], found: set[str], unstable: set[str],
     if kind == "WINDOW":
         raise UsageError(f"{at}: window functions are not possible here, a predicate sees one row")
     if kind == "FUNCTION" and node.get("function_name") in unstable:
-        raise UsageError(f"{at}: {node['function_name']}() gives another answer each time; a policy must be repeatable")
+        raise UsageError(f"{at}: {node['function_name']}() gives another answer each time; it must be repeatable")
     if kind == "COLUMN_REF":
         name = str(node["column_names"][0])
         if name not in bound:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,10 @@ class Row:
     """Of `balance`; 0: not kept."""
     bad: str = ""
     """Language of the synthetic caption, or `raw`, that a quality check gives a reason against."""
+    seen: bool = True
+    """Whether `dedup` has judged the row; one that came later has not."""
+    pooled: tuple[str, ...] = ()
+    """Raw captions that `dedup --pool-captions` gathered at the row."""
 
 
 @lru_cache(maxsize=4096)
@@ -55,13 +59,22 @@ def picture(seed: int, size: tuple[int, int]) -> bytes:
     return out.getvalue()
 
 
-def make(folder: Path, shards: Sequence[Sequence[Row]], format: str = "parquet") -> Path:
-    """Write shards of these rows and the store of a run over them; returns the store's folder."""
+def make(
+    folder: Path, shards: Sequence[Sequence[Row]], drawn: Callable[[Row], bytes | None] = lambda row: None
+) -> Path:
+    """Write shards of these rows and the store of a run over them; returns the store's folder.
+
+    `drawn` may give the bytes of a row's picture; None: `picture`.
+    """
+
+    def image(row: Row) -> bytes:
+        return drawn(row) or picture(row.seed, row.size)
+
     (folder / "shards").mkdir(parents=True)
     for number, rows in enumerate(shards):
         table = pa.table(
             {
-                "image": pa.array([picture(row.seed, row.size) for row in rows], pa.binary()),
+                "image": pa.array([image(row) for row in rows], pa.binary()),
                 "caption": pa.array([row.raw for row in rows], pa.string()),
             }
         )
@@ -70,7 +83,7 @@ def make(folder: Path, shards: Sequence[Sequence[Row]], format: str = "parquet")
     spec = InputSpec(str(folder / "shards"))
     found = discover(spec)
     for shard, rows in zip(found, shards, strict=True):
-        publish_rows(files, shard.id, rows, index(shard).table)
+        publish_rows(files, shard.id, rows, index(shard).table, [image(row) for row in rows])
     for operator in ("dedup", "balance"):  # as curate.store.derived.publish, which would update the index each time
         files.replace(f"derived/{operator}.json", json.dumps({"fingerprint": VERSIONS[operator].fingerprint}).encode())
     record = {
@@ -86,10 +99,12 @@ def make(folder: Path, shards: Sequence[Sequence[Row]], format: str = "parquet")
     return folder / "store"
 
 
-def publish_rows(files: LocalFiles, shard: str, rows: Sequence[Row], indexed: pa.Table) -> None:
+def publish_rows(
+    files: LocalFiles, shard: str, rows: Sequence[Row], indexed: pa.Table, images: Sequence[bytes] = ()
+) -> None:
     """The parts of one shard."""
     count = len(rows)
-    images = [picture(row.seed, row.size) for row in rows]
+    images = images or [picture(row.seed, row.size) for row in rows]
     columns = {
         "size": {
             "bytes": [len(data) for data in images],
@@ -104,7 +119,13 @@ def publish_rows(files: LocalFiles, shard: str, rows: Sequence[Row], indexed: pa
             for kind in ("raw", "en", "zh")
         },
         "dedup": {
-            "dedup_group": [f"{shard}:{i}" if r.group is None else f"group {r.group}" for i, r in enumerate(rows)]
+            "dedup_group": [
+                None if not r.seen else f"{shard}:{i}" if r.group is None else f"group {r.group}"
+                for i, r in enumerate(rows)
+            ],
+            "dedup_keep": [True if row.seen else None for row in rows],
+            "dedup_size": [1 if row.group is None else 2 for row in rows],
+            "dedup_captions": [list(row.pooled) or None for row in rows],
         },
         "balance": {
             "concept": [row.concept for row in rows],

@@ -508,6 +508,18 @@ def test_captions_that_say_nearly_the_same_are_joined_and_short_ones_are_not() -
     assert set(forest.edges().value >= 0.8) == {True}
 
 
+def test_captions_of_one_template_cost_a_line_each_and_their_copies_are_still_found() -> None:
+    random = np.random.default_rng(0)
+    captions = ["a photograph that was bought from the stock agency, editorial use only"] * 3000
+    for first, second in random.integers(0, 10**12, (1500, 2)).tolist():
+        captions.append(f"a photograph number {first} of something {second} else")
+    captions += [caption.replace("a photograph", "the photograph") for caption in captions[3000:3100]]
+    forest = Forest(len(captions))
+    join_captions(forest, captions, 0.8)
+    assert set(forest.root[:3000]) == {0} and np.array_equal(forest.root[4500:], np.arange(3000, 3100))
+    assert len(forest.edges()) == 2999 + 100
+
+
 # the command
 
 
@@ -517,6 +529,10 @@ def test_captions_that_say_nearly_the_same_are_joined_and_short_ones_are_not() -
         (["--bits", "40"], "--bits 40"),
         (["--semantic", "2"], "--semantic 2"),
         (["--linkage", "all"], "group or keeper"),
+        (["--color", "-5"], "--color -5"),
+        (["--quality", "900"], "--quality 900"),
+        (["--where", "random() < 0.5"], "repeatable"),
+        (["--prefer", "random()"], "repeatable"),
         (["--where", "nonsense > 1"], "--where or --prefer"),
         (["--where", "false"], "no row to compare"),
         (["--explain", "a-0"], "write it as shard:row"),

@@ -28,11 +28,14 @@ from mixed_store import Row, picture
 from typer.testing import CliRunner
 
 from curate import cli
+from curate.dedup import Settings as Settings_of_dedup
+from curate.dedup import dedup
 from curate.errors import CurateError, UsageError
-from curate.mix import MixDataset, buckets, manifest, plan, shards
+from curate.mix import MixDataset, buckets, card, manifest, plan, shards
 from curate.mix.export import export, finish
 from curate.mix.settings import Settings
 from curate.mix.verify import verify
+from curate.store import Store
 from curate.store.files import LocalFiles, open_files
 
 SIZES = ((64, 64), (96, 64), (64, 128), (70, 66), (200, 64))
@@ -45,6 +48,10 @@ ROWS = st.builds(
     zh=st.sampled_from([None, "合成的狗"]),
     concept=st.sampled_from(["animals", "people", "other"]),
     group=st.sampled_from([None, None, 1, 2]),
+    weight=st.sampled_from([None, None, 0.0, 1.0, 1.5]),
+    bad=st.sampled_from(["", "", "", "raw", "en", "zh"]),
+    seen=st.sampled_from([True, True, True, False]),
+    pooled=st.sampled_from([(), (), ("a dog in Beijing", "an old bridge")]),
 )
 
 
@@ -62,9 +69,27 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def usable(row: Row) -> tuple[bool, bool]:
+def said(row: Row, bad: set[str]) -> tuple[set[str], set[str]]:
+    """The raw and the synthetic captions that a row may show; `bad` are captions with a reason of rows of its group."""
+    texts = {kind: (getattr(row, kind) or "").strip() for kind in ("raw", "en", "zh") if kind != row.bad}
+    pooled = {text for text in row.pooled if text not in bad}
+    return {texts.get("raw", ""), *pooled} - {""}, {texts.get("en", ""), texts.get("zh", "")} - {""}
+
+
+def usable(row: Row, bad: set[str]) -> tuple[bool, bool]:
     """Whether a row has a raw and a synthetic caption."""
-    return bool((row.raw or "").strip()), bool((row.en or "").strip() or (row.zh or "").strip())
+    raw, synthetic = said(row, bad)
+    return bool(raw), bool(synthetic)
+
+
+def bad_of(rows: dict[str, Row]) -> dict[str, set[str]]:
+    """For each row the raw captions with a reason against them in its group."""
+    named = {row_id: row_id if row.group is None or not row.seen else str(row.group) for row_id, row in rows.items()}
+    bad: dict[str, set[str]] = {}
+    for row_id, row in rows.items():
+        if row.bad == "raw" and row.raw is not None:
+            bad.setdefault(named[row_id], set()).add(row.raw)
+    return {row_id: bad.get(name, set()) for row_id, name in named.items()}
 
 
 # Without shrinking: an example takes a second or more.
@@ -82,15 +107,21 @@ def usable(row: Row) -> tuple[bool, bool]:
     format=st.sampled_from(["parquet", "webdataset"]),
     world=st.integers(1, 3),
     seed=st.integers(0, 5),
+    most=st.sampled_from([0, 0, 0, 20]),
+    drawn=st.sampled_from([0, 0, 15]),
+    resize=st.sampled_from([False, False, True]),
 )
 def test_over_random_stores_a_mix_is_exact_replayable_and_whole(
-    rows: list[list[Row]], ratio: float, mode: str, validation: float, format: str, world: int, seed: int
-) -> None:
+    rows: list[list[Row]], ratio: float, mode: str, validation: float, format: str, world: int, seed: int, most: int,
+    drawn: int, resize: bool,
+) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        text = mixed_store.make(folder / "drawn", [[Row(100 + i) for i in range(drawn)]]) if drawn else ""
         asked = Settings(
             str(mixed_store.make(folder, [[Row(), *shard] for shard in rows])), ratio, mode=mode, epochs=3,
             validation=validation, format=format, seed=seed, shard_rows=11, buckets="64x64,96x64,64x128",
+            rows=most, text=str(text), text_cap=0.2, resize=resize,
         )  # fmt: skip
         try:
             made = export(asked, str(folder / "one"), "inline")
@@ -108,19 +139,30 @@ def test_over_random_stores_a_mix_is_exact_replayable_and_whole(
         assert hashes(folder / "one") == hashes(folder / "two")
 
         by_id = {f"part-{n:03d}:{i}": row for n, shard in enumerate(rows) for i, row in enumerate([Row(), *shard])}
-        wanted = {row_id for row_id, row in by_id.items() if any(usable(row))}
-        served: dict[str, set[str]] = {}
+        bad = bad_of(by_id)
+        wanted = {row_id for row_id, row in by_id.items() if any(usable(row, bad[row_id])) and row.weight != 0}
+        served: dict[str, set[tuple[str, int]]] = {}
+        shown: dict[str, set[str]] = {}
         for split in made["splits"]:
             for epoch in range(3):
                 got = [item for rank in range(world) for item in epoch_of(folder / "one", split, epoch, rank, world)]
-                served.setdefault(split, set()).update(item["row_id"] for item in got)
-                assert len(got) == len({item["row_id"] for item in got})  # none repeated in an epoch
-                assert {item["row_id"] for item in got} == served[split]  # none lost in an epoch
+                served.setdefault(split, set()).update((item["row_id"], item["copy"]) for item in got)
+                shown.setdefault(split, set()).update(item["sha256"] for item in got)
+                assert len(got) == len({(item["row_id"], item["copy"]) for item in got})  # none repeated in an epoch
+                assert {(item["row_id"], item["copy"]) for item in got} == served[split]  # none lost in an epoch
                 assert sorted(item["index"] for item in got) == list(range(len(got)))
-                check_ratio(got, by_id, Fraction(str(ratio)) if mode == "quota" else None)
-        assert set().union(*served.values()) == wanted
-        groups = [{by_id[row_id].group for row_id in ids} - {None} for ids in served.values()]
+                text_entries = [item for item in got if item["pool"] == "text"]
+                assert len(text_entries) <= 0.2 * len(got)
+                own = [item for item in got if item["pool"] != "text"]
+                check_ratio(own, by_id, bad, Fraction(str(ratio)) if mode == "quota" else None)
+        found = {row_id for ids in served.values() for row_id, _ in ids if not row_id.startswith("text/")}
+        assert found == wanted if not most else found <= wanted and len(found) <= most
+        groups = [
+            {by_id[row_id].group for row_id, _ in ids if row_id in by_id and by_id[row_id].seen} - {None}
+            for ids in served.values()
+        ]
         assert len(groups) == 1 or not groups[0] & groups[1]  # copies never straddle the splits
+        assert len(shown) == 1 or not shown["train"] & shown["validation"]  # nor do the same bytes
 
         # Resume in the middle equals no interruption, and the export's third epoch is the loader's.
         whole = list(keys(MixDataset(folder / "one", decode=False, batch_size=2, leftovers="short")))
@@ -132,8 +174,9 @@ def test_over_random_stores_a_mix_is_exact_replayable_and_whole(
         again.load_state_dict(state)
         assert begun + list(keys(again)) == whole
         if format == "parquet":
-            third = {row["row_id"]: row["caption"] for row in read(folder / "one") if row["epoch"] == 2}
-            assert third == {item["row_id"]: item["caption"] for item in epoch_of(folder / "one", "train", 2, 0, 1)}
+            third = {(r["row_id"], r["copy"]): r["caption"] for r in read(folder / "one") if r["epoch"] == 2}
+            items = epoch_of(folder / "one", "train", 2, 0, 1)
+            assert third == {(item["row_id"], item["copy"]): item["caption"] for item in items}
 
 
 def epoch_of(folder: Path, split: str, epoch: int, rank: int, world: int) -> list[dict[str, Any]]:
@@ -148,16 +191,17 @@ def keys(data: MixDataset) -> Iterator[list[tuple[str, str]]]:
     return (list(zip(batch["row_id"], batch["caption"], strict=True)) for batch in data)
 
 
-def check_ratio(items: Sequence[dict[str, Any]], by_id: dict[str, Row], ratio: Fraction | None) -> None:
+def check_ratio(
+    items: Sequence[dict[str, Any]], by_id: dict[str, Row], bad: dict[str, set[str]], ratio: Fraction | None
+) -> None:
     """Captions are the row's own, and quotas hold overall, in every bucket and in every concept."""
     raw: Counter[Any] = Counter()
     both: Counter[Any] = Counter()
     for item in items:
         row = by_id[item["row_id"]]
-        texts = {"raw": [row.raw], "synthetic": [row.en, row.zh]}[item["caption_source"]]
-        assert item["caption"] in [(text or "").strip() for text in texts]
+        assert item["caption"] in said(row, bad[item["row_id"]])[item["caption_source"] == "synthetic"]
         assert item["language"] == ("zh" if "狗" in item["caption"] or "合" in item["caption"] else "en")
-        if all(usable(row)):
+        if all(usable(row, bad[item["row_id"]])):
             for label in ("all", item["bucket"], row.concept):
                 both[label] += 1
                 raw[label] += item["caption_source"] == "raw"
@@ -289,16 +333,59 @@ def forge(out: Path) -> None:
     found = json.loads((out / "manifest.json").read_text("utf-8"))
     for path in found["files"]:
         found["files"][path]["sha256"] = hashlib.sha256((out / path).read_bytes()).hexdigest()
-    found["tree"] = manifest.tree(found["files"])
+    found["tree"] = manifest.tree(found)
+    (out / "README.md").write_text(card.card(found, card.schema(open_files(str(out)), found)), "utf-8")
     (out / "manifest.json").write_bytes(manifest.encode(found))
 
 
-def test_verify_finds_a_forged_count(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"licences": [{"for": "x"}]}, {"policy": {"a": "TRUE"}}, {"operators": []}, {"recipe": {}}, {"characters": 5},
+     {"left_out": {"a": 9}}, {"fingerprint": "0" * 16}, {"store": {}}, {"tree": "0" * 64}],
+)  # fmt: skip
+def test_verify_finds_a_change_anywhere_in_the_manifest(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     shutil.copytree(folder / "plain", tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
-    path.write_text(path.read_text("utf-8").replace('"raw": 30', '"raw": 31', 1), "utf-8")
+    path.write_bytes(manifest.encode(json.loads(path.read_text("utf-8")) | change))
     assert verify(str(tmp_path / "out"), "inline") == [
-        "train, epoch 0: the manifest's counts are not those of the shards"
+        "manifest.json has changed since it was written: its hash is not `tree`"
+    ]
+
+
+def test_a_forger_who_mends_the_hash_tree_is_found_by_what_the_shards_say(folder: Path, tmp_path: Path) -> None:
+    def problems(change: Any) -> str:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.copytree(folder / "plain", tmp_path / "out")
+        found = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+        change(found)
+        found["tree"] = manifest.tree(found)
+        (tmp_path / "out" / "manifest.json").write_bytes(manifest.encode(found))
+        (tmp_path / "out" / "README.md").write_text(
+            card.card(found, card.schema(open_files(str(tmp_path / "out")), found))
+        )
+        return "\n".join(verify(str(tmp_path / "out"), "inline"))
+
+    assert problems(lambda found: None) == ""
+    counts = problems(lambda found: found["splits"]["train"]["achieved"]["0"].update(raw=31))
+    assert counts == "train, epoch 0: the manifest's counts are not those of the shards"
+    assert "fingerprint" in problems(lambda found: found["settings"].update(where="aesthetic > 9"))
+    assert "fingerprint" in problems(lambda found: found.update(policy={"all": "TRUE"}))
+    assert "fingerprint" in problems(lambda found: found["store"].update(parts="0" * 16))
+    spoken = problems(lambda found: found["settings"].update(languages={"en": 0.9, "zh": 0.1}))
+    assert "another caption" in spoken
+    assert "manifest.json does not hold" in problems(lambda found: found.update(concepts=None))
+
+
+def test_verify_lists_the_whole_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "plain", out)
+    (out / "foo").mkdir()
+    (out / "foo" / "evil.parquet").write_text("1")
+    (out / "extra.txt").write_text("x")
+    (out / "README.md").write_text("bought")
+    assert verify(str(out), "inline") == [
+        "README.md is not what the manifest makes of it" if path == "README.md" else f"{path} is not in the manifest"
+        for path in ("README.md", "extra.txt", "foo/evil.parquet")
     ]
 
 
@@ -309,7 +396,8 @@ def test_the_manifest_proves_what_was_asked(folder: Path) -> None:
     assert got["by_caption"] == {"raw en": 30, "synthetic en": 15, "synthetic zh": 15}
     assert sum(of["entries"] for of in got["by_bucket"].values()) == 60
     assert set(got["by_concept"]) == {"a", "b"}
-    assert found["settings"]["seed"] == 0 and "[input]" in found["recipe"]
+    assert found["settings"]["seed"] == 0 and found["recipe"]["policy"] == {}
+    assert "uri" not in found["recipe"]["input"] and "store" not in found["recipe"]  # no place, no host
     assert {o["operator"] for o in found["operators"]} == set(mixed_store.VERSIONS)
     assert len(found["tree"]) == 64
 
@@ -461,6 +549,17 @@ def test_the_folder_layout_is_what_kohya_and_imagefolder_read(folder: Path, tmp_
         MixDataset(out)
 
 
+def test_captions_of_a_folder_layout_are_decided_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(plain(folder, format="folder", validation=0.2), str(out), "inline")
+    assert verify(str(out), "inline") == []
+    lines = (out / "train" / "metadata.jsonl").read_text("utf-8").splitlines()
+    changed = [json.dumps(json.loads(lines[0]) | {"caption": "an advertisement"}), *lines[1:]]
+    (out / "train" / "metadata.jsonl").write_text("\n".join(changed) + "\n", "utf-8")
+    forge(out)
+    assert [problem for problem in verify(str(out), "inline") if "another caption" in problem]
+
+
 def test_a_resized_export_has_pictures_of_bucket_size(folder: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -489,12 +588,12 @@ def test_the_command_makes_and_verifies(folder: Path, tmp_path: Path) -> None:
 
 
 def test_old_versions_of_captions_rotate_when_asked(tmp_path: Path) -> None:
-    store = mixed_store.make(tmp_path, [[Row(i, en=f"new {i}", zh=None) for i in range(20)]])
+    store = mixed_store.make(tmp_path, [[Row(i, en=f"A new caption of row {i}.", zh=None) for i in range(20)]])
     files = LocalFiles(store)
     old = dict(mixed_store.VERSIONS) | {"caption": type(mixed_store.VERSIONS["caption"])("caption", "f" * 16)}
     before, mixed_store.VERSIONS["caption"] = mixed_store.VERSIONS["caption"], old["caption"]
     try:
-        rows = [Row(i, en=f"old {i}", zh=None) for i in range(20)]
+        rows = [Row(i, en=f"An old caption of row {i}." if i else "An old", zh=None) for i in range(20)]
         table = pq.read_table(next((store / "parts" / f"input@{0:016x}").glob("*.parquet")))
         mixed_store.publish_rows(files, "part-000", rows, table.drop_columns(["shard", "row", "error", "message"]))
     finally:
@@ -502,7 +601,8 @@ def test_old_versions_of_captions_rotate_when_asked(tmp_path: Path) -> None:
     export(Settings(str(store), 0.0, synthetic="all", buckets="64x64", epochs=9), str(tmp_path / "out"), "inline")
     said: dict[str, set[str]] = {}
     for row in read(tmp_path / "out"):
-        said.setdefault(row["row_id"], set()).add(row["caption"].split()[0])
+        said.setdefault(row["row_id"], set()).add(row["caption"].split()[1])
+    assert said.pop("part-000:0") == {"new"}  # the old one was cut off: a check by rule says so
     assert all(words == {"old", "new"} for words in said.values())
 
 
@@ -547,3 +647,118 @@ def test_an_object_store_holds_and_serves_the_same_bytes(folder: Path, tmp_path:
 def test_named_buckets_are_parsed_as_sizes() -> None:
     assert buckets.parse("square-512") == ((512, 512),)
     assert buckets.parse("512x512, 640x448") == ((512, 512), (640, 448))
+
+
+def test_pooled_captions_are_held_to_the_checks_of_the_rows_that_they_come_from(tmp_path: Path) -> None:
+    rows = [Row(0, raw="a good caption"), Row(0, raw="BAD BAD BAD BAD", bad="raw"), Row(1, raw="x y z", bad="raw")]
+    store = mixed_store.make(tmp_path, [rows])
+    opened = Store(store)
+    dedup(opened, Settings_of_dedup(pool_captions=True))
+    assert opened.rows("SELECT DISTINCT unnest(dedup_captions) FROM samples") == [("a good caption",)]
+    opened.close()
+    export(Settings(str(store), 1.0, buckets="64x64"), str(tmp_path / "out"), "inline")
+    assert [row["captions_raw"] for row in read(tmp_path / "out")] == [["a good caption"], []]
+
+
+def test_a_pooled_caption_that_was_found_bad_later_is_not_used(tmp_path: Path) -> None:
+    rows = [Row(0, group=1, pooled=("good", "BAD BAD")), Row(0, raw="BAD BAD", group=1, weight=0.0, bad="raw")]
+    rows += [Row(1, raw="own BAD", bad="raw", pooled=("own BAD", "other"))]
+    store = mixed_store.make(tmp_path, [rows])
+    export(Settings(str(store), 1.0, buckets="64x64"), str(tmp_path / "out"), "inline")
+    assert [row["captions_raw"] for row in read(tmp_path / "out")] == [["a raw caption", "good"], ["other"]]
+
+
+def test_rows_that_dedup_has_not_seen_go_where_their_bytes_go_and_are_told(tmp_path: Path) -> None:
+    rows = [Row(i // 2, raw=f"caption {i}", group=None if i % 2 else 1000 + i, seen=not i % 2) for i in range(120)]
+    store = mixed_store.make(tmp_path, [rows])
+    said: list[str] = []
+    found = export(
+        Settings(str(store), buckets="64x64", validation=0.3), str(tmp_path / "out"), "inline", told=said.append
+    )
+    train, validation = ({row["sha256"] for row in read(tmp_path / "out", split)} for split in found["splits"])
+    assert len(train) + len(validation) == 60 and not train & validation
+    assert found["unseen"]["dedup"] == 60
+    assert any("60 rows" in line and "curate dedup" in line for line in said)
+    assert verify(str(tmp_path / "out"), "inline") == []
+
+
+@pytest.mark.parametrize("asked", [{}, {"rows": 20}, {"rows": 20, "seed": 2}, {"validation": 0.5, "seed": 5}])
+def test_the_cap_of_rendered_text_holds_in_every_split_and_however_many_rows_are_drawn(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    store = mixed_store.make(tmp_path / "a", [[Row(i, raw=f"caption {i}") for i in range(120)]])
+    text = mixed_store.make(tmp_path / "b", [[Row(1000 + i, weight=1.5) for i in range(60)]])
+    found = export(Settings(str(store), buckets="64x64", text=str(text), **asked), str(tmp_path / "out"), "inline")
+    for of in found["splits"].values():
+        got = of["achieved"]["0"]
+        assert 0.05 * got["entries"] < got["by_pool"]["text"]["entries"] <= 0.1 * got["entries"]
+    assert sum(of["rows"] for of in found["splits"].values()) <= (asked.get("rows") or 200)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [({"where": "random() < 0.5"}, "random.*repeatable"), ({"top": "now() > '2020-01-01'"}, "--top.*repeatable"),
+     ({"where": "row IN (SELECT 1)"}, "subqueries")],
+)  # fmt: skip
+def test_conditions_must_give_the_same_answer_again(
+    folder: Path, tmp_path: Path, asked: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        export(plain(folder, **asked), str(tmp_path / "out"), "inline")
+
+
+def test_a_condition_that_a_row_cannot_answer_leaves_that_row_out(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no row is left"):
+        export(plain(folder, where="caption_raw::INT > 3"), str(tmp_path / "none"), "inline")
+    assert (
+        export(plain(folder, where="row < 3 -- few"), str(tmp_path / "few"), "inline")["splits"]["train"]["rows"] == 6
+    )
+    odd = plain(folder, top="strptime(caption_raw, '%Y') IS NOT NULL")
+    assert set(export(odd, str(tmp_path / "odd"), "inline")["splits"]["train"]["achieved"]["0"]["by_pool"]) == {
+        "natural"
+    }
+
+
+def test_a_run_that_computes_nothing_leaves_the_mix_what_it_was(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    mixed_store.make(source, [[Row(i) for i in range(20)]])
+    before = export(plain(source), str(tmp_path / "out"), "inline")
+    run = json.loads((source / "store" / "runs" / "20260101T000000" / "run.json").read_text("utf-8"))
+    run |= {"run_id": "20260202T000000", "recipe": run["recipe"].replace('kind = "ray"', 'kind = "inline"')}
+    LocalFiles(source / "store").replace("runs/20260202T000000/run.json", json.dumps(run).encode())
+    Store(source / "store").rebuild()
+    said: list[str] = []
+    assert export(plain(source), str(tmp_path / "out"), "inline", told=said.append) == before
+    assert "already" in said[-1]
+    assert export(plain(source), str(tmp_path / "again"), "inline")["tree"] == before["tree"]
+
+
+def test_licences_are_those_of_what_wrote_columns() -> None:
+    wrote = [
+        {"operator": "size", "engine": None, "model": None},
+        {"operator": "caption", "engine": "openai", "model": "some-model"},
+        {"operator": "translate", "engine": "marian", "model": "opus"},
+        {"operator": "faces", "engine": "haar", "model": "haar"},
+        {"operator": "dedup", "engine": "curate", "model": None},
+    ]
+    recipe = {
+        "embed": {"engine": "none", "weights": "clip-vit-l-14"},
+        "caption": {"engine": "openai", "weights": ""},
+        "translate": {"engine": "marian", "weights": "opus-mt-en-zh"},
+    }
+    found = {(of["for"], of["name"]): of["licence"] for of in manifest.licences(wrote, recipe)}
+    assert set(found) == {
+        ("caption", "some-model"), ("translate.weights", "opus-mt-en-zh"), ("faces", "haar"), ("dedup", "curate"),
+    }  # fmt: skip
+    assert found["caption", "some-model"] == "unknown" and "Apache" in found["faces", "haar"]
+
+
+def test_a_folder_that_is_in_use_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(UsageError, match=r"in use: README\.md"):
+        export(plain(folder), str(tmp_path), "inline")
+    with pytest.raises(UsageError, match="lies in the store"):
+        export(plain(folder), str(folder / "store" / "parts" / "new"), "inline")
+    with pytest.raises(UsageError, match="is the store itself"):
+        plain(folder, text=str(folder / "store"))
+    assert (tmp_path / "README.md").read_text() == "my project" and len(list(tmp_path.iterdir())) == 1

@@ -67,7 +67,7 @@ def test_of_two_buckets_of_one_aspect_the_larger_is_taken() -> None:
     assert buckets.assign(np.array([10]), np.array([10]), ((256, 256), (512, 512))).tolist() == [1]
 
 
-@pytest.mark.parametrize("text", ["novelai", "512", "512x", "square-"])
+@pytest.mark.parametrize("text", ["novelai", "512", "512x", "square-", "10x10", "512x512,512x512"])
 def test_unknown_buckets_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--buckets"):
         buckets.parse(text)

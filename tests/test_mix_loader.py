@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 from collections import Counter
@@ -19,6 +20,7 @@ from mixed_store import Row, picture
 from curate.errors import CurateError, UsageError
 from curate.mix import MixDataset
 from curate.mix.export import export
+from curate.mix.keyed import van_der_corput
 from curate.mix.pixels import covering, cropped, fitted
 from curate.mix.settings import Settings
 
@@ -243,3 +245,65 @@ def test_a_damaged_shard_is_one_line(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(data.replace(b"\xff\xd8\xff\xe0", b"\0\0\0\0"))
     with pytest.raises(CurateError, match=r"row part-000:.*curate mix verify"):
         list(MixDataset(tmp_path / "out"))
+
+
+def test_a_resized_set_serves_no_squeezed_picture_and_says_what_it_cut(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def striped(i: int) -> bytes:  # brightness says where a pixel came from
+        pixels = np.repeat(np.linspace(0, 255, 256).astype(np.uint8)[:, None], 128, axis=1)
+        out = io.BytesIO()
+        Image.fromarray(np.stack([pixels] * 3, axis=2)).save(out, "PNG")
+        return out.getvalue() + bytes([i])
+
+    rows = [Row(i, (64, 64) if i % 2 else (64, 128)) for i in range(14)]
+    store = mixed_store.make(tmp_path, [rows], lambda row: striped(row.seed) if row.size[1] == 128 else None)
+    asked = Settings(str(store), buckets="64x64,64x128", resize=True)
+    export(asked, str(tmp_path / "out"), "inline")
+    found = {}
+    for batch in MixDataset(tmp_path / "out", batch_size=4, leftovers="base"):
+        for i, row_id in enumerate(batch["row_id"]):
+            found[row_id, batch["bucket"][i]] = batch["image"][i], batch["resized"][i], batch["crop"][i]
+    tall = [values for (row_id, bucket), values in found.items() if bucket == (64, 64) and not int(row_id[9:]) % 2]
+    assert tall
+    for image, resized, crop in tall:
+        assert resized == (128, 64) and crop == (32, 0)
+        shades = image[0].float().mean(dim=1)
+        # 255 shades over 128 lines: 64 lines of the middle show the middle half of them, a squeezed picture all.
+        assert abs(float(shades[0]) - 64) < 4 and abs(float(shades[-1]) - 191) < 4
+
+
+def test_by_default_no_row_is_lost_in_an_epoch(folder: Path) -> None:
+    data = MixDataset(folder / "out", batch_size=4, decode=False)
+    served = [row_id for batch in data for row_id in batch["row_id"]]
+    assert len(served) == len(set(served)) == 61 and data.left_over(0) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_data_loader_goes_on_to_the_next_epoch(folder: Path, workers: int) -> None:
+    data = MixDataset(folder / "out", batch_size=4, decode=False)
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
+    passes = [list(loader) for _ in range(3)]
+    assert [{epoch for batch in batches for epoch in batch["epoch"]} for batches in passes] == [{0}, {1}, {2}]
+    data.seek(1)
+    assert [batch["row_id"] for batch in passes[1]] == [batch["row_id"] for batch in loader]
+
+
+def test_its_length_is_the_number_of_batches(folder: Path) -> None:
+    data = MixDataset(folder / "out", batch_size=4, decode=False)
+    assert len(data) == len(torch.utils.data.DataLoader(data, batch_size=None)) == len(list(data))
+    assert len(MixDataset(folder / "out", rank=1, world=2)) == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"epoch": -1}, "from 0"), ({"step": -1}, "from 0"), ({"step": 999}, "step 999"), ({"more": 1}, "no state")],
+)
+def test_a_state_that_cannot_be_is_refused(folder: Path, change: dict[str, Any], says: str) -> None:
+    data = MixDataset(folder / "out", batch_size=4)
+    with pytest.raises(UsageError, match=says):
+        data.load_state_dict(data.state_dict() | change)
+    with pytest.raises(UsageError, match="no state"):
+        data.load_state_dict({})
+    with pytest.raises(ValueError, match="start at 0"):
+        van_der_corput(-1)

@@ -67,7 +67,7 @@ def test_an_epoch_serves_each_row_once_but_for_those_left_over(
     for epoch in range(2):
         steps = range(found.rows.steps(epoch))
         served = [row for step in steps for row in found.rows.batch(epoch, step)["row_id"]]
-        assert len(served) == len(set(served)) == len(found.rows) - found.rows.left_over(epoch)
+        assert len(served) == len(set(served)) == len(found.rows.bucket) - found.rows.left_over(epoch)
     assert [found.place_of(step) for step in (0, len(steps) - 1, len(steps))] == [(0, 0), (0, len(steps) - 1), (1, 0)]
 
 

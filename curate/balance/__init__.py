@@ -12,6 +12,7 @@ Nothing is deleted: columns of the derived operator `balance` say how often a ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -24,6 +25,7 @@ from curate.balance import weights
 from curate.balance.concepts import OTHER, Taxonomy, judge, load
 from curate.errors import UsageError, nearest
 from curate.mix.keyed import mixed
+from curate.policy import repeatable
 from curate.store import Store
 from curate.store.derived import publish
 from curate.store.parts import Version
@@ -62,9 +64,14 @@ class Settings:
         """Refuse what has no meaning."""
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine}{nearest(self.engine, ENGINES)}")
-        if self.cap < 0 or self.rows < 0 or self.repeat < 1 or not 0 <= self.alpha <= 1:
+        repeats = math.isfinite(self.repeat) and self.repeat >= 1
+        if self.cap < 0 or self.rows < 0 or not repeats or not 0 <= self.alpha <= 1:
             raise UsageError("--cap and --rows are at least 0, --repeat at least 1, --alpha 0 to 1")
-        if any(share < 0 for share in self.target.values()) or sum(self.target.values()) > 1 + 1e-9:
+        if not 0 <= self.least <= 1:
+            raise UsageError(f"--least {self.least:g}: a probability, 0 to 1")
+        if self.cap and self.target:
+            raise UsageError("--cap and --target are two aims; name one")
+        if not all(share >= 0 for share in self.target.values()) or not sum(self.target.values()) <= 1 + 1e-9:
             raise UsageError(
                 f"--target: shares are at least 0 and add up to at most 1, not {sum(self.target.values()):g}"
             )
@@ -103,9 +110,12 @@ def shares_of(words: Sequence[str]) -> dict[str, float]:
     for word in words:
         name, _, share = word.partition("=")
         try:
-            shares[name.strip()] = float(share)
+            value = float(share)
         except ValueError:
             raise UsageError(f"--target {word!r}: write CONCEPT=SHARE, e.g. people=0.3") from None
+        if name.strip() in shares:
+            raise UsageError(f"--target {word!r}: {name.strip()} has a share already")
+        shares[name.strip()] = value
     return shares
 
 
@@ -150,7 +160,7 @@ def classify(store: Store, taxonomy: Taxonomy, settings: Settings) -> pa.Table:
     facts = [f"coalesce(TRY(({sql}\n)), FALSE)" for sql, _, _ in taxonomy.facts]
     text = (
         "SELECT shard, row, md5_number_lower(row_id) AS key, "
-        f"coalesce(({settings.where}\n), FALSE) AS eligible, caption_raw, "
+        f"coalesce({repeatable(settings.where, f'--where {settings.where!r}')}, FALSE) AS eligible, caption_raw, "
         # Captions composed of measured facts say "landscape format" and "warm colors"; the facts speak for themselves.
         "CASE WHEN caption_engine <> 'facts' THEN caption_en END AS caption_en, "
         "CASE WHEN translate_engine <> 'facts' THEN caption_zh END AS caption_zh, "

@@ -74,6 +74,9 @@ class Settings:
         for name, value, least in (("semantic", self.semantic, -1.0), ("captions", self.captions, 0.0)):
             if not least <= value <= 1.0:
                 raise UsageError(f"--{name} {value:g}: at most 1; 0 leaves them alone")
+        for name, value, most in (("quality", self.quality, 100), ("color", self.color, 255)):
+            if not 0 <= value <= most:
+                raise UsageError(f"--{name} {value:g}: 0 to {most}; leave hashes alone with --bits -1")
         if self.linkage not in ("group", "keeper"):
             raise UsageError(f"--linkage {self.linkage}: group or keeper")
 

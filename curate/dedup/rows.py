@@ -18,6 +18,7 @@ from curate.dedup.forest import Ints
 from curate.dedup.near import Words
 from curate.dedup.turns import Looks
 from curate.errors import CurateError, UsageError
+from curate.policy import repeatable
 from curate.store import Store
 from curate.store.query import first_line
 
@@ -55,7 +56,7 @@ class Rows:
     prefer: npt.NDArray[np.float64]
     """(keys, n), smaller is better, in order of weight."""
     captions: pa.ChunkedArray
-    """The raw captions; null where they were not asked for."""
+    """The raw captions that no quality check is against; null where they were not asked for."""
     embeddings: Embeddings | None
 
     def __len__(self) -> int:
@@ -85,14 +86,20 @@ def read(store: Store, where: str, prefer: Sequence[str], captions: bool, embedd
         source = "samples LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus GROUP BY sha256) USING (sha256)"
         known["tier"] = "INTEGER"
     orders = [_direction(text) for text in prefer or _present(known)]
+    for sql, _ in orders:
+        repeatable(sql, f"--prefer {sql!r}")
+    chosen = repeatable(where, f"--where {where!r}") if where else "TRUE"
+    usable = "caption_raw"
+    if "caption_raw_reason" in known:
+        usable = "CASE WHEN caption_raw_reason IS NULL THEN caption_raw END"
     columns = [
         "shard", "row", "coalesce(pdq_quality, 0)::INTEGER AS quality", "pdq IS NOT NULL AS hashed",
         "pdq_centred IS NULL OR look IS NULL AS old",
         *(f"coalesce(unhex({sql}), unhex(repeat('00', {width}))) AS {name}" for name, sql, width in BLOBS),
         *(f"TRY_CAST(({sql}\n) AS DOUBLE) AS prefer_{i}" for i, (sql, _) in enumerate(orders)),
-        f"{'caption_raw' if captions else 'NULL::VARCHAR'} AS caption",
+        f"{usable if captions else 'NULL::VARCHAR'} AS caption",
     ]  # fmt: skip
-    text = f"SELECT {', '.join(columns)} FROM {source} WHERE sha256 IS NOT NULL AND ({where or 'TRUE'}\n)"
+    text = f"SELECT {', '.join(columns)} FROM {source} WHERE sha256 IS NOT NULL AND {chosen}"
     try:
         table = db.execute(text).to_arrow_reader(BATCH).read_all()
     except duckdb.Error as why:

@@ -29,8 +29,8 @@ The interface of the loader (torch is imported when it is first used):
         split="train",         # or "validation"
         seed=None,             # of order, captions and crops; None: the seed of the mix
         batch_size=None,       # rows a rank gets at once, all of one bucket; None: single rows, buckets as they come
-        leftovers="base",      # what fills no batch of its bucket: "base" joins it at the base bucket, "short" makes
-                               # short batches, "drop" leaves it out; data.left_over(epoch) counts what nobody gets
+        leftovers="short",     # what fills no batch of its bucket: "short" makes short batches, "base" joins it in full
+                               # ones of the base bucket, "drop" leaves it out; data.left_over(epoch): nobody gets it
         rank=0, world=1,       # this process among all; the order of the epoch does not depend on them
         buckets=None,          # others than the export's: "novelai-512", "novelai-1024", "sdxl", "square-512", ...
         crop="random",         # or "center"
@@ -72,9 +72,9 @@ Random access, for trainers in which everything is a function of the step:
 
 Resume: `data.state_dict()` is {"epoch", "step", "fingerprint"}, under 200 bytes; `load_state_dict` refuses another mix
 or other settings, and iteration goes on with the first batch that was not yielded. In a DataLoader with workers the
-state moves in the workers' copies; use `data.loader(num_workers=4, **options of torch's DataLoader)`, which keeps it,
-goes on to the next epoch with the next `for`, and has `state_dict` and `load_state_dict` too. `data.seek(epoch, step)`
-sets it by hand.
+state moves in the workers' copies: every pass is the next epoch, but its middle is not known. Use
+`data.loader(num_workers=4, **options of torch's DataLoader)`, which keeps it, goes on to the next epoch with the next
+`for`, and has `state_dict` and `load_state_dict` too. `data.seek(epoch, step)` sets it by hand.
 
 `data.manifest` is manifest.json; `data.manifest_hash` the hash of the release (the root of its hash tree).
 """

@@ -19,6 +19,7 @@ Ints = npt.NDArray[np.int32]
 
 # NovelAI's max_ar_error: of longer side / shorter side. A picture further from every bucket is left out.
 MAX_ASPECT_ERROR = 4.0
+LEAST_PX = 16  # of a side: two latent pixels
 
 _SDXL_TALL = (
     (512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600), (640, 1536),
@@ -56,13 +57,17 @@ def parse(text: str) -> tuple[Size, ...]:
     """The buckets that a user names: a list of NAMED, `square-512`, or sizes such as `512x512,640x448`."""
     if text in NAMED:
         return NAMED[text]
-    if found := re.fullmatch(r"square-(\d{2,5})", text):
-        return ((int(found[1]), int(found[1])),)
+    if square := re.fullmatch(r"square-(\d{2,5})", text):
+        text = f"{square[1]}x{square[1]}"
     sizes = [re.fullmatch(r"(\d{2,5})x(\d{2,5})", part.strip()) for part in text.split(",")]
     if not all(sizes):
         hint = nearest(text, [*NAMED, "square-512", "square-1024"])
         raise UsageError(f"--buckets {text!r} names no list of buckets{hint}; or write sizes, e.g. 512x512,640x448")
-    return tuple((int(size[1]), int(size[2])) for size in sizes if size)
+    found = tuple((int(size[1]), int(size[2])) for size in sizes if size)
+    for at, size in enumerate(found):
+        if min(size) < LEAST_PX or size in found[:at]:
+            raise UsageError(f"--buckets {text!r}: {size[0]}x{size[1]} is too small or comes twice")
+    return found
 
 
 def base(buckets: tuple[Size, ...]) -> int:

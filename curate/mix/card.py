@@ -7,6 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from curate.store.files import Files
+from curate.store.parts import read_table
+
+NAME = "README.md"
 LOADERS = {"parquet": ("parquet", "*.parquet"), "webdataset": ("webdataset", "*.tar"), "folder": ("imagefolder", "**")}
 
 
@@ -39,6 +43,12 @@ def card(manifest: Mapping[str, Any], schema: pa.Schema | None) -> str:
         lines += [f"| {m['for']} | {m['name']} | {m['licence']} |" for m in manifest["licences"]]
     lines += ["", f"Release {manifest['tree']}", ""]
     return "\n".join(lines)
+
+
+def schema(files: Files, manifest: Mapping[str, Any]) -> pa.Schema | None:
+    """The columns of the first Parquet shard; None for other layouts."""
+    shard = min((p for p in manifest["files"] if p.startswith("train/") and p.endswith(".parquet")), default=None)
+    return read_table(files, shard, []).schema if shard else None
 
 
 def _feature(field: pa.Field) -> list[str]:

@@ -45,15 +45,19 @@ def show(found: dict[str, Any], out: str) -> None:
     """The achieved ratios of a manifest."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("split", "epoch", "pool", "entries", "raw", "synthetic", "raw share", "raw only", "synthetic only"):
-        table.add_column(name, justify="left" if name in ("split", "epoch", "pool") else "right")
+    several = found["settings"]["epochs"] > 1
+    names = ["split", *(["epoch"] if several else []), "pool"]
+    for name in (*names, "entries", "raw", "synthetic", "raw share", "raw only", "syn. only"):
+        table.add_column(name, justify="left" if name in names else "right", no_wrap=True)
     for split, of in found["splits"].items():
         for epoch, got in of["achieved"].items():
-            for pool, row in [("all", got), *got["by_pool"].items()]:
+            pools = list(got["by_pool"].items())
+            for pool, row in [("all", got), *(pools if len(pools) > 1 else [])]:
                 share = "" if row["raw_share"] is None else f"{row['raw_share']:.4f}"
                 counts = (row["entries"], row["raw"], row["synthetic"])
                 fallback = (row["fallback_raw"], row["fallback_synthetic"])
-                table.add_row(split, epoch, pool, *(f"{c:,}" for c in counts), share, *(f"{c:,}" for c in fallback))
+                words = [split, *([epoch] if several else []), pool]
+                table.add_row(*words, *(f"{c:,}" for c in counts), share, *(f"{c:,}" for c in fallback))
     console.print(table)
     for reason, count in found["left_out"].items():
         console.print(f"left out: {count:,} rows, {reason}")

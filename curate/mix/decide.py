@@ -86,10 +86,16 @@ def choosable(options: Small) -> npt.NDArray[np.bool_]:
     return found
 
 
+def bilingual(options: Small) -> npt.NDArray[np.bool_]:
+    """Where synthetic captions are there in both languages."""
+    found: npt.NDArray[np.bool_] = (options & (EN | ZH)) == (EN | ZH)
+    return found
+
+
 def decide(policy: Policy, cells: Sequence[Cell], entries: Entries, epoch: int) -> Choice:
     """The captions of one epoch."""
     options = entries.options
-    both = (options & (EN | ZH)) == (EN | ZH)
+    both = bilingual(options)
     if policy.mode == "quota":
         first_en, first_zh, turn, size = _cut(policy, tuple(cells), epoch)
         place = entries.rank + turn[entries.cell]
@@ -120,8 +126,7 @@ def _cut(policy: Policy, cells: tuple[Cell, ...], epoch: int) -> tuple[Ints, Int
     options = np.array([cell.options for cell in cells], np.uint8)
     free = np.where(choosable(options), size, 0)
     raw = rounded(free, policy.ratio, bucket, concept, policy.seed, epoch, "source")
-    both = (options & (EN | ZH)) == (EN | ZH)
-    spoken = np.where(both, size - raw, 0)
+    spoken = np.where(bilingual(options), size - raw, 0)
     english = rounded(spoken, policy.english, bucket, concept, policy.seed, epoch, "language")
     turn = np.floor(van_der_corput(epoch) * size)
     return raw.astype(np.int32), (raw + english).astype(np.int32), turn.astype(np.int32), size.astype(np.int32)

@@ -14,13 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from curate.errors import UsageError
 from curate.mix import card, jobs, manifest, plan, shards
 from curate.mix.settings import Settings
 from curate.store.files import Files, open_files
-from curate.store.parts import read_table
 
 Told = Callable[[str], None]
 Moved = Callable[[int, int], None]
@@ -39,7 +36,8 @@ def export(
     `told` hears what is going on, `moved` how many entries are done of how many.
     """
     files = open_files(out)
-    mark, _ = plan.fingerprint(settings)
+    version = plan.version_of(settings)
+    mark = plan.fingerprint(settings, version)
     there = manifest.read(files)
     if there and there["fingerprint"] == mark:
         told(f"{out} holds this mix already")
@@ -48,8 +46,14 @@ def export(
     if there or (planned and planned.fingerprint != mark):
         raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
     if not planned:
+        _free(files, settings, out)
         told("choosing rows")
-        planned = plan.make(settings, files)
+        planned = plan.make(settings, files, version)
+    for operator, count in planned.unseen.items():
+        told(
+            f"{count:,} rows are in the mix that `{operator}` has not judged (they came later, or its --where left out "
+            f"what they are); run again: curate {operator} {settings.store}"
+        )
     done = {job: found for job in planned.jobs if (found := shards.receipt(files, job))}
     todo = [job for job in planned.jobs if job not in done]
     total = sum(job.entries for job in planned.jobs)
@@ -63,6 +67,17 @@ def export(
     made = finish(files, planned, [done[job] for job in planned.jobs])
     files.delete(plan.FOLDER)
     return made
+
+
+def _free(files: Files, settings: Settings, out: str) -> None:
+    """UsageError when the folder holds anything, or lies inside the store: an export writes to a folder of its own."""
+    store = open_files(settings.store).uri.rstrip("/")
+    if f"{files.uri.rstrip('/')}/".startswith(f"{store}/"):
+        raise UsageError(f"--out {out} lies in the store {settings.store}; name a folder beside it")
+    for path in files.list(""):
+        if not path.removeprefix("./").startswith(f"{plan.FOLDER}/"):
+            path = path.removeprefix("./")
+            raise UsageError(f"--out {out} is in use: {path} is there and belongs to no mix; name a new folder")
 
 
 def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> dict[str, Any]:
@@ -83,16 +98,10 @@ def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> 
     for name, data in extra.items():
         files.replace(name, data)
         made["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    made["tree"] = manifest.tree(made["files"])
-    files.replace("README.md", card.card(made, _schema(files, made)).encode())
+    made["tree"] = manifest.tree(made)
+    files.replace(card.NAME, card.card(made, card.schema(files, made)).encode())
     files.replace(manifest.NAME, manifest.encode(made))
     return made
-
-
-def _schema(files: Files, made: dict[str, Any]) -> pa.Schema | None:
-    """The columns of the first Parquet shard."""
-    shard = next((path for path in made["files"] if path.startswith("train/") and path.endswith(".parquet")), None)
-    return read_table(files, shard, []).schema if shard else None
 
 
 def _nouns(receipts: list[shards.Receipt]) -> bytes:

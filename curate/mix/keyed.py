@@ -52,6 +52,8 @@ def van_der_corput(number: int, base: int = 2) -> float:
     Every run of base^m numbers that starts at a multiple of it falls once into each of base^m equal parts. Shifted by
     this from epoch to epoch, a row passes all choices in proportion: raw and synthetic within two epochs at 50:50.
     """
+    if number < 0:
+        raise ValueError(f"{number}: numbers of epochs start at 0")
     value, unit = 0.0, 1.0
     while number:
         number, digit = divmod(number, base)

@@ -8,6 +8,7 @@ worker reads only the pictures that it serves.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -46,6 +47,7 @@ WINDOW = 64  # blocks shuffled together
 CHUNK = 32  # single entries read at once
 TEXT_GROUPS = 512  # row groups whose captions are kept in memory, about 100 kB each
 OPEN_SHARDS = 128
+MOST_WORKERS = 1024  # of one DataLoader
 
 Longs = npt.NDArray[np.int64]
 Leftovers = Literal["base", "short", "drop"]
@@ -74,7 +76,7 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         split: str = "train",
         seed: int | None = None,
         batch_size: int | None = None,
-        leftovers: Leftovers = "base",
+        leftovers: Leftovers = "short",
         rank: int = 0,
         world: int = 1,
         buckets: str | None = None,
@@ -120,6 +122,8 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         self._open_files: tuple[int, _Reader] | None = None
         self._drawn_with: World | None = None
         self._epoch, self._step = 0, 0
+        # How often each worker of a DataLoader went through an epoch: its copy of this object ends with it.
+        self._passes: torch.Tensor | None = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
 
     def _open(self, uri: str, named: bool) -> None:
         """Read the index of the first epoch's shards: every other epoch is computed."""
@@ -146,8 +150,8 @@ class MixDataset(IterableDataset[dict[str, Any]]):
             self.bucket = np.where(near < 0, bucket_lists.base(self.buckets), near).astype(np.int64)
 
     def __len__(self) -> int:
-        """Entries of the split in one epoch, over all ranks."""
-        return len(self.bucket)
+        """What this rank gets in the current epoch: batches, or rows when batch_size is None."""
+        return self.steps(self._epoch)
 
     # The order ----------------------------------------------------------------------------------------------------
 
@@ -181,6 +185,8 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         """What is left of the epoch; in a worker of a DataLoader every n-th step, so that the order is the same."""
         worker = get_worker_info()
         epoch, first = self._epoch, self._step
+        if worker is not None and self._passes is not None and (passes := int(self._passes[worker.id])):
+            epoch, first = epoch + passes, 0
         steps = (
             range(first, self.steps(epoch))
             if worker is None
@@ -189,7 +195,10 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         for step, item in self._items(epoch, steps):
             self._step = step + 1
             yield item
-        self._epoch, self._step = epoch + 1, 0
+        if worker is None:
+            self._epoch, self._step = epoch + 1, 0
+        elif self._passes is not None:
+            self._passes[worker.id] += 1
 
     def _items(self, epoch: int, steps: range) -> Iterator[tuple[int, dict[str, Any]]]:
         order = self.order(epoch)
@@ -251,16 +260,21 @@ class MixDataset(IterableDataset[dict[str, Any]]):
     ) -> dict[str, Any]:  # fmt: skip
         bucket = self.buckets[int(decided.bucket[i])]
         size = int(self.size[row, 0]), int(self.size[row, 1])
-        resized = pixels.covering(size, bucket)
         where = None if decided.where is None else (float(decided.where[i, 0]), float(decided.where[i, 1]))
-        left, top = pixels.cropped(resized, bucket, where)
+        # What is stored: the whole picture, or its centre crop at the size of its own bucket.
+        stored = self.buckets[int(self.bucket[row])] if self.settings.resize else size
+        scaled = pixels.covering(stored, bucket)
+        cut = pixels.cropped(scaled, bucket, where)
+        resized, (left, top) = scaled, cut
+        if self.settings.resize:  # said of the original, of which two cuts in one are shown
+            resized, (left, top) = pixels.twice(size, stored, scaled, cut)
         flipped = bool(decided.flipped[i])
         lists = [text[f"captions_{kind}"] for kind in ("raw", *LANGUAGES)]
         variant = int(decided.variant[i])
         caption, language = shards.caption(lists, int(decided.source[i]), int(decided.language[i]), variant)
         image = None
         if self.decode:
-            image = self._pixels(data, text["row_id"], resized, (left, top), bucket, flipped, into)
+            image = self._pixels(data, text["row_id"], scaled, cut, bucket, flipped, into)
         item = {
             "image": image,
             "caption": caption,
@@ -283,17 +297,15 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         return item | {name: text[name] for name in self.columns}
 
     def _pixels(
-        self, data: bytes, row_id: str, resized: tuple[int, int], crop: tuple[int, int], bucket: tuple[int, int],
+        self, data: bytes, row_id: str, scaled: tuple[int, int], cut: tuple[int, int], bucket: tuple[int, int],
         flipped: bool, into: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
-        if self.settings.resize:
-            resized, crop = bucket, (0, 0)
         if data.startswith(b"{"):  # the spec of rendered text: no picture begins so
             from curate.synth.sample import rendered_again
 
             data = rendered_again(self._world(), data.decode())
         try:
-            found = pixels.fitted(data, resized, crop, bucket)
+            found = pixels.fitted(data, scaled, cut, bucket)
         except RowError as why:
             raise CurateError(f"{self.uri}: row {row_id}: {why.message}; see: curate mix verify {self.uri}") from None
         if into is None:
@@ -343,8 +355,12 @@ class MixDataset(IterableDataset[dict[str, Any]]):
     # State --------------------------------------------------------------------------------------------------------
 
     def seek(self, epoch: int, step: int = 0) -> None:
-        """Go on at this step of this epoch."""
+        """Go on at this step of this epoch; UsageError when there is none."""
+        if epoch < 0 or step < 0:
+            raise UsageError(f"epoch {epoch}, step {step}: both are counted from 0")
         self._epoch, self._step = epoch, step
+        if self._passes is not None:
+            self._passes.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: the first batch that was not yielded yet."""
@@ -352,12 +368,17 @@ class MixDataset(IterableDataset[dict[str, Any]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` says; UsageError when it belongs to another mix or other settings."""
+        if set(state) != {"epoch", "step", "fingerprint"}:
+            raise UsageError(f"{self.uri}: no state of a MixDataset: it has {', '.join(map(str, state)) or 'nothing'}")
         if state["fingerprint"] != self.fingerprint:
             raise UsageError(
                 f"{self.uri}: the state is of another mix, or of other settings (seed, global batch, buckets, ...); "
                 "resume with the same ones"
             )
-        self.seek(int(state["epoch"]), int(state["step"]))
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if epoch >= 0 and step > self.steps(epoch):
+            raise UsageError(f"{self.uri}: step {step} of epoch {epoch}, which has {self.steps(epoch)} steps")
+        self.seek(epoch, step)
 
     def loader(self, num_workers: int = 0, **options: Any) -> MixLoader:
         """A DataLoader over this dataset that knows how far it was consumed; `options` go to torch's DataLoader."""
@@ -395,7 +416,9 @@ class MixLoader:
             yield from self.data
             return
         epoch, step = self.data._epoch, self.data._step
-        loader = DataLoader(self.data, batch_size=None, num_workers=self.num_workers, **self.options)
+        counted = copy.copy(self.data)
+        counted._passes = None  # the state is kept here
+        loader = DataLoader(counted, batch_size=None, num_workers=self.num_workers, **self.options)
         for done, batch in enumerate(loader, start=step + 1):
             self.data.seek(epoch, done)
             yield batch
@@ -403,7 +426,7 @@ class MixLoader:
 
     def __len__(self) -> int:
         """Steps of the current epoch."""
-        return self.data.steps(self.data._epoch)
+        return len(self.data)
 
     def state_dict(self) -> dict[str, Any]:
         """As MixDataset.state_dict."""

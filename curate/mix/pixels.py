@@ -38,6 +38,18 @@ def cropped(resized: Size, bucket: Size, where: tuple[float, float] | None) -> t
     return int(where[0] * (room[0] + 1)), int(where[1] * (room[1] + 1))
 
 
+def twice(size: Size, stored: Size, scaled: Size, cut: tuple[int, int]) -> tuple[Size, tuple[int, int]]:
+    """Size and crop, in terms of the original of `size`, of a cut out of its centre crop at `stored`, scaled.
+
+    The original was scaled to cover `stored` and cropped in its centre; that was scaled to `scaled` and cropped at
+    `cut`. One scaling and one crop come to the same, within a pixel.
+    """
+    first = covering(size, stored)
+    left, top = cropped(first, stored, None)
+    x, y = scaled[0] / stored[0], scaled[1] / stored[1]
+    return (round(first[0] * x), round(first[1] * y)), (round(left * x) + cut[0], round(top * y) + cut[1])
+
+
 def fitted(data: bytes, resized: Size, crop: tuple[int, int], bucket: Size) -> Pixels:
     """(height, width, 3) uint8 RGB of the bucket's size out of the encoded picture.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -23,21 +25,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.dedup.forest import Forest, first_equal
 from curate.errors import UsageError
 from curate.mix import buckets
 from curate.mix.decide import EN, RAW, ZH, Cell, celled, ranked
 from curate.mix.keyed import mixed, salt, uniform
 from curate.mix.settings import Settings, described, from_json
-from curate.mix.sources import Place, Source
+from curate.mix.sources import Place, Source, folder, is_store, specs
 from curate.read import InputSpec, Shard, index
 from curate.store import Store
 from curate.store.files import Files
-from curate.store.parts import list_parts
+from curate.store.parts import Version, list_parts
 
 VERSION = 1  # of all that decides the bytes of a mix beside its settings and rows
 FOLDER = ".plan"
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
+DERIVED = ("dedup", "balance")
+ROTATING = ("caption", "translate")  # operators whose inactive versions `--synthetic all` shows
+# Keys of a recipe that name places and machines, and decide nothing.
+PLACES = ("uri", "root", "python", "endpoint", "requests", "timeout_s", "retries", "device")
 # What the plan's files say of each entry beside what stands in the shards; with `_` before the name.
 PLANNED = (
     "source", "row", "key", "content", "copy", "options", "cell", "rank", "raw", "en", "zh", "bucket", "concept",
@@ -82,6 +89,8 @@ class Plan:
     jobs: tuple[Job, ...]
     left_out: dict[str, int]
     """Rows that passed `where` and the policy and are not in the mix, by reason."""
+    unseen: dict[str, int]
+    """Rows in the mix that `dedup` or `balance` ran without: they came later, or its `--where` left them out."""
     version: dict[str, Any]
     """What the store was: its fingerprint, operators, policy and last run."""
 
@@ -110,28 +119,36 @@ def load(files: Files) -> Plan | None:
         {split: tuple(Cell(**cell) for cell in cells) for split, cells in values["cells"].items()},
         tuple(Job(**job) for job in values["jobs"]),
         values["left_out"],
+        values["unseen"],
         values["version"],
     )
 
 
-def fingerprint(settings: Settings) -> tuple[str, dict[str, Any]]:
-    """Hash of all that decides the mix, and what the store was."""
-    version = _version(settings)
-    facts = {**version, "mix": VERSION, "settings": described(settings)}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16], version
+def fingerprint(settings: Settings, version: Mapping[str, Any]) -> str:
+    """Hash of all that decides the mix: what was asked, and the store's active parts, tiers and policy.
+
+    Not the run and not its recipe: a run that computed nothing leaves the mix what it was. `version` is that of
+    `version_of`.
+    """
+    decides = {key: version[key] for key in ("parts", "tiers", "text", "policy", "operators")}
+    facts = {**decides, "mix": VERSION, "settings": described(settings)}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def make(settings: Settings, files: Files) -> Plan:
+def make(settings: Settings, files: Files, version: Mapping[str, Any] | None = None) -> Plan:
     """Choose rows, write the files of the plan to `files` and return it; UsageError when nothing is left to mix."""
-    mark, version = fingerprint(settings)
+    version = dict(version or version_of(settings))
+    mark = fingerprint(settings, version)
     sources = [Source(settings.store, settings, "natural")]
     if settings.text:
         sources.append(Source(settings.text, settings, "text"))
     sizes = buckets.parse(settings.buckets)
-    rows, concepts, left_out = _rows(sources, settings, sizes)
+    left_out: Counter[str] = Counter()
+    unseen: Counter[str] = Counter()
+    rows, concepts = _rows(sources, settings, sizes, left_out, unseen)
     if not len(rows["key"]):
         raise UsageError(f"{settings.store}: no row is left to mix ({_reasons(left_out)}); see --where, --languages")
-    entries = _entries(rows, settings)
+    entries = _entries(rows, settings, left_out)
     cells: dict[str, tuple[Cell, ...]] = {}
     jobs: list[Job] = []
     for split, name in enumerate(SPLITS):
@@ -145,7 +162,9 @@ def make(settings: Settings, files: Files) -> Plan:
     if "train" not in cells:
         raise UsageError(f"--validation {settings.validation:g} leaves nothing to train on")
     places = tuple(source.place for source in sources)
-    plan = Plan(settings, mark, places, sizes, concepts, cells, tuple(jobs), left_out, version)
+    plan = Plan(
+        settings, mark, places, sizes, concepts, cells, tuple(jobs), dict(+left_out), dict(+unseen), version
+    )  # fmt: skip
     files.replace(f"{FOLDER}/plan.json", plan.to_json())
     return plan
 
@@ -154,9 +173,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def _rows(
-    sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...]
-) -> tuple[Arrays, tuple[str, ...], dict[str, int]]:
-    """Light columns of the rows of the mix, in the order of source, shard and row; concepts; who was left out."""
+    sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...], left_out: Counter[str],
+    unseen: Counter[str],
+) -> tuple[Arrays, tuple[str, ...]]:  # fmt: skip
+    """Light columns of the rows of the mix, in the order of source, shard and row, and the concepts.
+
+    Counts who was left out, and who is in without a verdict of dedup or balance.
+    """
     parts: list[Arrays] = []
     concepts: dict[str, int] = {}
     for number, source in enumerate(sources):
@@ -166,8 +189,11 @@ def _rows(
             names = [concepts.setdefault(name, len(concepts)) for name in light.pop("concept")]
             pools = [POOLS.index(name) for name in light.pop("pool")]
             options = (light["raw"] > 0) * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
+            for name in DERIVED:
+                unseen[name] += int(light[f"unseen_{name}"].sum())
             parts.append({
-                "key": light["key"], "content": light["content"], "row": light["row"], "bytes": light["bytes"],
+                "key": light["key"], "group": light["group"], "digest": light["digest"], "row": light["row"],
+                "bytes": light["bytes"],
                 "width": light["width"], "height": light["height"], "en": light["en"], "zh": light["zh"],
                 "raw": light["raw"], "options": options.astype(np.uint8), "weight": light["weight"],
                 "concept": np.array(names, np.int32), "pool": np.array(pools, np.uint8),
@@ -177,10 +203,10 @@ def _rows(
     if parts:
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(rows["key"]):
-        return rows, (), {}
+        return rows, ()
     order = sorted(concepts)
     rows["concept"] = np.array([order.index(name) for name in concepts], np.int32)[rows["concept"]]
-    left_out: Counter[str] = Counter()
+    rows["content"] = contents(rows.pop("group"), rows.pop("digest"), rows["key"])
 
     def keep(reason: str, good: npt.NDArray[np.bool_]) -> None:
         left_out[reason] += int(len(good) - good.sum())
@@ -191,16 +217,26 @@ def _rows(
     keep("no size", (rows["width"] > 0) & (rows["height"] > 0))
     rows["bucket"] = buckets.assign(rows["width"], rows["height"], sizes)
     keep("too far from every bucket", rows["bucket"] >= 0)
-    text = rows["pool"] == POOLS.index("text")
     rows["weight"] = rows["weight"] * np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
-    # In thousandths, so that the sum is the same whatever the order and the machine.
-    others = int(np.rint(rows["weight"][~text] * 1000).astype(np.int64).sum())
-    most = int(Fraction(str(settings.text_cap)) * others / 1000 / (1 - Fraction(str(settings.text_cap))))
-    keep("beyond text-cap", ~text | (_place(rows["key"], text, settings.seed, "text") < most))
     if settings.rows:
-        every = np.ones(len(rows["key"]), np.bool_)
-        keep("beyond rows", _place(rows["key"], every, settings.seed, "rows") < settings.rows)
-    return rows, tuple(order), {reason: count for reason, count in left_out.items() if count}
+        text = rows["pool"] == POOLS.index("text")
+        few = min(int(text.sum()), math.floor(Fraction(str(settings.text_cap)) * settings.rows))
+        place = _place(rows["key"], text, settings.seed, "text") + _place(rows["key"], ~text, settings.seed, "rows")
+        keep("beyond rows", place < np.where(text, few, settings.rows - few))
+    return rows, tuple(order)
+
+
+def contents(group: npt.NDArray[np.uint64], digest: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64]) -> Any:
+    """A key for each row that rows share when they are of one group of copies or have the same bytes, by any chain.
+
+    `group` and `digest` are hashes of the group's name and of the SHA-256, 0 where there is none.
+    """
+    bytes_ = np.where(digest != 0, digest, key)
+    name = np.where(group != 0, group, bytes_)
+    forest = Forest(len(key))
+    for shared in (name, bytes_):
+        forest.join(first_equal(shared[:, None]), np.arange(len(key)))
+    return name[forest.root]
 
 
 def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: object) -> npt.NDArray[np.int64]:
@@ -211,12 +247,24 @@ def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: objec
     return place
 
 
-def _entries(rows: Arrays, settings: Settings) -> Arrays:
-    """Rows to entries: each with its split, and as often as its weight says (in validation once)."""
+def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays:
+    """Rows to entries: each with its split, and as often as its weight says (in validation once).
+
+    In each split the rows of rendered text that are first in keyed order stay, as far as the cap goes.
+    """
     split = (uniform(rows["content"], settings.seed, "split") < settings.validation).astype(np.uint8)
     whole = np.floor(rows["weight"])
     extra = uniform(rows["key"], settings.seed, "copies") < rows["weight"] - whole
     times = np.where(split == 0, whole.astype(np.int64) + extra, 1)
+    cap = Fraction(str(settings.text_cap))
+    text = rows["pool"] == POOLS.index("text")
+    for number in range(len(SPLITS)):
+        here = np.flatnonzero(text & (split == number))
+        here = here[np.argsort(mixed(rows["key"][here], settings.seed, "text"), kind="stable")]
+        most = math.floor(cap * int(times[~text & (split == number)].sum()) / (1 - cap))
+        beyond = here[np.cumsum(times[here]) > most]
+        times[beyond] = 0
+        left_out["beyond text-cap"] += len(beyond)
     entries = {name: np.repeat(values, times) for name, values in rows.items()}
     entries["split"] = np.repeat(split, times)
     starts = np.repeat(np.cumsum(times) - times, times)
@@ -281,15 +329,19 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
             yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
 
 
-def _version(settings: Settings) -> dict[str, Any]:
+def version_of(settings: Settings) -> dict[str, Any]:
+    """What the store is now: active operators and a hash of their parts, tiers, policy, and the last run's recipe."""
     store = Store(settings.store)
     operators = store.rows(
         "SELECT operator, fingerprint, engine, model, revision FROM operators WHERE active ORDER BY operator"
     )
     names = ("operator", "fingerprint", "engine", "model", "revision")
-    runs = store.rows("SELECT run_id, recipe FROM runs ORDER BY run_id DESC LIMIT 1")
+    runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
     policy = store.rows("SELECT name, predicate FROM policy ORDER BY position")
-    parts = hashlib.sha256("\n".join(part.path for part in list_parts(store.files)).encode()).hexdigest()[:16]
+    active = {Version(row[0], row[1]) for row in operators}
+    rotate = ROTATING if settings.synthetic == "all" else ()
+    used = [p.path for p in list_parts(store.files) if p.version in active or p.version.operator in rotate]
+    parts = hashlib.sha256("\n".join(used).encode()).hexdigest()[:16]
     tables = {name for (name,) in store.rows("SELECT table_name FROM information_schema.tables")}
     tiers = ""
     if "consensus" in tables:
@@ -301,8 +353,7 @@ def _version(settings: Settings) -> dict[str, Any]:
         "tiers": tiers,
         "operators": [dict(zip(names, row, strict=True)) for row in operators],
         "policy": dict(policy),
-        "run": runs[0][0] if runs else "",
-        "recipe": runs[0][1] if runs else "",
+        "recipe": _recipe(runs[0][0]) if runs else {},
         "text": _text_version(settings),
     }
 
@@ -310,17 +361,28 @@ def _version(settings: Settings) -> dict[str, Any]:
 def _text_version(settings: Settings) -> str:
     if not settings.text:
         return ""
-    source = Source(settings.text, Settings(settings.text), "text")
-    if source.store is not None:
-        paths = [part.path for part in list_parts(source.store.files)]
-        source.store.close()
+    if is_store(settings.text):
+        store = Store(settings.text)
+        active = {Version(*row) for row in store.rows("SELECT operator, fingerprint FROM operators WHERE active")}
+        paths = [part.path for part in list_parts(store.files) if part.version in active]
+        store.close()
     else:
-        place = source.place
+        place = specs(settings.text, settings) or folder(settings.text)
         if place.kind == "specs":
             return hashlib.sha256((Path(place.uri) / "manifest.json").read_bytes()).hexdigest()[:16]
         shards = [Shard(name, uri, format, place.spec) for name, (uri, format) in place.shards.items()]
         paths = [f"{shard.id} {index(shard).identity}" for shard in shards]
     return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    """The recipe of a run without what says where and how it ran: the same decisions are the same words."""
+    sections = tomllib.loads(text)
+    return {
+        name: {key: value for key, value in keys.items() if key not in PLACES}
+        for name, keys in sections.items()
+        if name not in ("store", "engine", "run")
+    }
 
 
 def _reasons(left_out: dict[str, int]) -> str:

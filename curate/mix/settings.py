@@ -13,6 +13,7 @@ from typing import Any
 from curate.errors import UsageError, nearest
 from curate.mix import buckets
 from curate.mix.decide import LANGUAGES, Policy
+from curate.store.files import open_files
 
 FORMATS = ("parquet", "webdataset", "folder")
 MODES = ("quota", "coin")
@@ -88,6 +89,10 @@ class Settings:
                 "--keep-specs: only MixDataset draws specs; use it with --format parquet, without --resize"
             )
         buckets.parse(self.buckets)
+        if self.text and open_files(self.text).uri == open_files(self.store).uri:
+            raise UsageError(
+                f"--text {self.text} is the store itself; its rows of rendered text are in the pool anyway"
+            )
         if sorted(self.languages) != list(self.languages) or not self.languages:
             raise UsageError("languages must be given once each, in order")
 

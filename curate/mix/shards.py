@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.mix import names
-from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, choosable, decide
+from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, bilingual, choosable, decide
 from curate.mix.plan import FOLDER, POOLS, Job, Plan, load
 from curate.mix.sources import Pictures, Specs
 from curate.store.files import Files, ObjectFiles, open_files
@@ -69,7 +69,7 @@ class Receipt:
     files: dict[str, dict[str, Any]]
     """Path below the export -> sha256, bytes, rows."""
     counts: list[list[Any]]
-    """[pool, bucket, concept, source, language, both kinds were there, entries], see Manifest."""
+    """[pool, bucket, concept, source, language, both kinds were there, both languages were there, entries]."""
     nouns: list[list[Any]]
     """[proper noun, entries, example row_id]."""
     characters: str
@@ -126,12 +126,12 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
         if not isinstance(written, _Folder):
             name = f"{job.split}/{job.name}{SUFFIX[kind]}"
             made[name] = _published(files, name, path, first)
-            decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
-            sizes = {name: table[name] for name in ("width", "height")}
-            index = pa.table(decided | sizes | written.placed())
-            name = f"index/{job.name}.parquet"
-            pq.write_table(index, folder / "index.parquet", compression="zstd")
-            made[name] = _published(files, name, folder / "index.parquet", first)
+        decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
+        sizes = {name: table[name] for name in ("width", "height")}
+        index = pa.table(decided | sizes | written.placed())
+        name = f"index/{job.name}.parquet"
+        pq.write_table(index, folder / "index.parquet", compression="zstd")
+        made[name] = _published(files, name, folder / "index.parquet", first)
     done = Receipt(
         job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
     )
@@ -213,6 +213,7 @@ class _Parquet:
         self.sizes: list[npt.NDArray[np.int64]] = []
         self.images: list[list[bytes]] = []
         self.offsets: list[int] = []
+        self.flushed = 0
 
     def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
         """Add entries with their pictures."""
@@ -225,6 +226,7 @@ class _Parquet:
                 use_dictionary=["caption_source", "language", "pool"], write_page_index=False,
             )  # fmt: skip
         self.writer.write_table(table.cast(self.writer.schema), row_group_size=table.num_rows)
+        self.flushed = _flushing(self.path, self.flushed)
         self.sizes.append(pc.binary_length(images).to_numpy().astype(np.int64))
         self.images.append([bytes(piece.as_buffer()[:32]) for piece in images])
 
@@ -270,8 +272,10 @@ class _Tar:
     """A WebDataset shard; the same bytes always, so no times and no owners."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file = path.open("wb")
         self.places: list[tuple[int, int, int, int]] = []
+        self.flushed = 0
 
     def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
         """Add entries with their pictures."""
@@ -283,6 +287,7 @@ class _Tar:
             self._member(f"{key}.txt", values["caption"].encode())
             offset = self._member(f"{key}.{suffix(bytes(data[:HEAD_BYTES]))}", data)
             self.places.append((offset, data.size, rest, len(text)))
+        self.flushed = _flushing(self.path, self.flushed)
 
     def _member(self, name: str, data: bytes | pa.Buffer) -> int:
         size = memoryview(data).nbytes
@@ -302,6 +307,19 @@ class _Tar:
         """The columns PLACED."""
         columns = np.array(self.places, np.int64).reshape(-1, 4).T
         return dict(zip(PLACED, (pa.array(column) for column in columns), strict=True))
+
+
+def _flushing(path: Path, flushed: int) -> int:
+    """Let the disk begin with what was written to a file since `flushed`; returns how far that is.
+
+    Else it would wait for the fsync at the end of the shard, and then the processor for the disk. The advice drops
+    pages that are clean, but those are not yet.
+    """
+    with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), flushed, end - flushed, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def _header(name: str, size: int) -> bytes:
@@ -347,6 +365,10 @@ class _Folder:
             made[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(self.lines)}
         return made
 
+    def placed(self) -> dict[str, Any]:
+        """No columns PLACED: every picture is a file."""
+        return {}
+
 
 def suffix(data: bytes) -> str:
     """The usual suffix of an encoded picture."""
@@ -371,6 +393,7 @@ def _rows(shown: pa.Table, first: int) -> list[dict[str, Any]]:
 def _counts(plan: Plan, table: pa.Table, choice: Choice, languages: list[str]) -> list[list[Any]]:
     """Entries by all that the manifest reports."""
     free = choosable(table["_options"].to_numpy())
+    several = bilingual(table["_options"].to_numpy())
     columns = (
         [POOLS[i] for i in table["_pool"].to_numpy()],
         [f"{w}x{h}" for w, h in (plan.buckets[i] for i in table["_bucket"].to_numpy())],
@@ -378,6 +401,7 @@ def _counts(plan: Plan, table: pa.Table, choice: Choice, languages: list[str]) -
         [SOURCES[i] for i in choice.source],
         languages,
         free.tolist(),
+        several.tolist(),
     )
     counted = Counter(zip(*columns, strict=True))
     return [[*key, count] for key, count in sorted(counted.items())]

@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.errors import CurateError, StoreError, UsageError
+from curate.mix import old
 from curate.mix.settings import Settings
+from curate.policy import repeatable
 from curate.read import InputError, InputSpec, Reader, Shard, discover, index
 from curate.read.parquet import ParquetReader
 from curate.store import Store, query
@@ -172,11 +174,11 @@ class Source:
     def __init__(self, uri: str, settings: Settings, pool: str) -> None:
         self.uri, self.settings, self.pool = uri, settings, pool
         self.prefix = "text/" if pool == "text" else ""
-        self.store: Store | None = Store(uri) if _is_store(uri) else None
+        self.store: Store | None = Store(uri) if is_store(uri) else None
         if self.store is None and pool != "text":
             Store(uri).require()
         if self.store is None:
-            self.place = _specs(uri, settings) or _folder(uri)
+            self.place = specs(uri, settings) or folder(uri)
             self.db = duckdb.connect(config={"threads": 1})
             self.names = [name for name in self.place.shards if self._register(name)]
             if not self.names:
@@ -188,16 +190,25 @@ class Source:
         self.columns = {row[0]: row[1] for row in self._all("DESCRIBE samples")}
         tables = {row[0] for row in self._all("SELECT table_name FROM information_schema.tables")}
         self.consensus = "consensus" in tables and "tier" not in self.columns and "sha256" in self.columns
+        self.active: set[str] = set()
+        if self.store is not None:
+            self.active = {name for (name,) in self._all("SELECT operator FROM operators WHERE active")}
+        self.where = repeatable(settings.where, f"--where {settings.where!r}") if settings.where else ""
+        self.top = repeatable(settings.top, f"--top {settings.top!r}") if settings.top else ""
         self._check()
+        self._tables()
 
     def light(self, shard: str) -> dict[str, Any]:
         """What the plan reads of each usable row, as NumPy arrays (and lists for text), in the order of rows."""
         raw, english, chinese = self._captions()
-        group = [f"'dedup ' || {c}::VARCHAR" for c in ("dedup_group",) if self._has(c)]
-        group += [f"{c}::VARCHAR" for c in ("sha256",) if self._has(c)]
+        group, digest = "NULL", "sha256" if self._has("sha256") else "NULL"
+        if "dedup" in self.active:
+            group = f"'{self.prefix}dedup ' || coalesce(dedup_group, known_group)"
         select = f"""
             row, md5_number_lower({self._id()}) AS key,
-            md5_number_lower(coalesce({", ".join([*group, self._id()])})) AS content,
+            coalesce(md5_number_lower({group}), 0)::UBIGINT AS "group",
+            coalesce(md5_number_lower({digest}), 0)::UBIGINT AS digest,
+            {self._unseen("dedup")} AS unseen_dedup, {self._unseen("balance")} AS unseen_balance,
             coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
             coalesce({"bytes" if self._has("bytes") else "0"}, 0)::BIGINT AS bytes,
             least(len({raw}), 255)::UTINYINT AS raw,
@@ -231,23 +242,26 @@ class Source:
         parameters: list[Any] = [shard]
         if rows is not None:
             chosen, parameters = "row IN (SELECT unnest($2))", [shard, list(rows)]
-        text = f"SELECT {select} FROM ({self._rows()}) WHERE {chosen} ORDER BY row"
-        found = self.db.execute(text, parameters).to_arrow_table()
+        text = f"SELECT {select} FROM ({self._rows(shard)}) WHERE {chosen} ORDER BY row"
+        try:
+            found = self.db.execute(text, parameters).to_arrow_table()
+        except duckdb.Error as why:
+            raise UsageError(f"{self.uri}: shard {shard}, --where or --top: {query.first_line(why)}") from None
         return found.cast(pa.schema([_plain(field) for field in found.schema]))
 
-    def _rows(self) -> str:
-        """SQL of the rows of shard $1, with the tier and other versions of captions joined where there are any."""
+    def _rows(self, shard: str) -> str:
+        """SQL of the rows of shard $1, with all that other tables say of them."""
         text, add = "SELECT * FROM samples WHERE shard = $1", ""
         if self.consensus:
             text = f"SELECT s.*, c.tier FROM ({text}) AS s LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus "
             text += "GROUP BY sha256) AS c ON c.sha256 = s.sha256"
         if self.settings.synthetic == "all" and self.store is not None:
-            for language in ("en", "zh"):
-                add += (
-                    f"LEFT JOIN (SELECT row AS row_{language}, list(text ORDER BY fingerprint) AS others_{language} "
-                    f"FROM captions WHERE shard = $1 AND kind = 'synthetic' AND language = '{language}' AND NOT active "
-                    f"GROUP BY 1) ON row_{language} = row "
-                )
+            self.db.register("old_captions", old.captions(self.store, shard))
+            add += "LEFT JOIN (SELECT row AS old_row, others_en, others_zh FROM old_captions) ON old_row = row "
+        if "dedup" in self.active:
+            add += "LEFT JOIN known_groups ON known_sha = md5_number_lower(sha256) "
+        if self._pools():
+            add += "LEFT JOIN bad_raw ON bad_group = dedup_group "
         return f"SELECT * FROM ({text}) {add}" if add else text
 
     def _where(self) -> str:
@@ -260,7 +274,7 @@ class Source:
         elif "synth_reason" in self.columns:
             chosen.append("synth_reason IS NULL")
         if self.settings.where and self.pool != "text":
-            chosen.append(f"({self.settings.where})")
+            chosen.append(self.where)
         return " AND ".join(chosen)
 
     def _captions(self) -> tuple[str, str, str]:
@@ -269,9 +283,14 @@ class Source:
         # A raw caption's translation says what people said, in the other language: raw, too.
         said = [name for name in ("caption_raw", "caption_raw_en", "caption_raw_zh") if self._has(name)]
         raw = f"[{', '.join(self._usable(name) for name in said)}]"
-        if self._has("dedup_captions"):
-            raw = f"list_distinct(list_concat({raw}, coalesce(dedup_captions, [])))"
-            raw = f"list_sort({raw})"
+        if self._pools():
+            # What dedup gathered is held against what the checks say now, of every row of the group.
+            bad = "list_contains(coalesce(bad_raws, []), x)"
+            if self._has(reason := REASONS["caption_raw"][0]):
+                bad += f" OR (x = caption_raw AND {reason} IS NOT NULL)"
+            pooled = f"list_filter(coalesce(dedup_captions, []), lambda x: ({bad}) IS NOT TRUE)"
+            raw = f"list_concat({raw}, list_transform({pooled}, lambda x: trim(x)))"
+            raw = f"list_sort(list_distinct({raw}))"
         spoken = " OR ".join(
             f"{'' if language == 'zh' else 'NOT '}regexp_matches(x, '{HAN}')"
             for language in ("en", "zh")
@@ -324,9 +343,36 @@ class Source:
     def _pool(self) -> str:
         if self.pool == "text":
             return "'text'"
-        top = self.settings.top or (f"tier = {TOP_TIER}" if self.consensus or self._has("tier") else "FALSE")
+        top = self.top or (f"tier = {TOP_TIER}" if self.consensus or self._has("tier") else "FALSE")
         drawn = "WHEN source = 'synth' THEN 'text'" if self._has("source") and self._has("synth_spec_sha") else ""
         return f"CASE {drawn} WHEN ({top}) THEN 'top' ELSE 'natural' END"
+
+    def _pools(self) -> bool:
+        """Whether keepers have captions of their copies."""
+        return "dedup" in self.active and self._has("dedup_captions")
+
+    def _unseen(self, operator: str) -> str:
+        """SQL that tells whether a derived operator that ran has not judged the row: it came later, perhaps."""
+        return f"{operator}_keep IS NULL" if operator in self.active else "FALSE"
+
+    def _tables(self) -> None:
+        """Small tables beside `samples`: groups of contents that dedup has seen in other rows; bad captions of groups.
+
+        A row that came after dedup belongs to the group of its bytes: its twin must not stand in the other split.
+        """
+        if "dedup" in self.active:  # hashes of hashes, since those of millions of rows are in memory
+            self.db.execute(
+                "CREATE OR REPLACE TEMP TABLE known_groups AS SELECT md5_number_lower(sha256) AS known_sha, "
+                "min(dedup_group) AS known_group FROM samples WHERE dedup_group IS NOT NULL AND "
+                "md5_number_lower(sha256) IN (SELECT md5_number_lower(sha256) FROM samples WHERE dedup_group IS NULL "
+                "AND sha256 IS NOT NULL) GROUP BY 1"
+            )
+        if self._pools():
+            bad = "caption_raw_reason IS NOT NULL" if self._has("caption_raw_reason") else "FALSE"
+            self.db.execute(
+                "CREATE OR REPLACE TEMP TABLE bad_raw AS SELECT dedup_group AS bad_group, list(DISTINCT caption_raw) "
+                f"AS bad_raws FROM samples WHERE {bad} AND caption_raw IS NOT NULL AND dedup_size > 1 GROUP BY 1"
+            )
 
     def _id(self) -> str:
         return f"'{self.prefix}' || row_id" if self.prefix else "row_id"
@@ -343,7 +389,8 @@ class Source:
             if not text or self.pool == "text":
                 continue
             try:
-                self.db.execute(f"SELECT 1 FROM ({self._rows()}) WHERE ({text}) LIMIT 0", [""])
+                joined = "LEFT JOIN (SELECT sha256, tier FROM consensus) USING (sha256)" if self.consensus else ""
+                self.db.execute(f"SELECT 1 FROM samples {joined} WHERE ({text}\n) LIMIT 0")
             except duckdb.Error as why:
                 raise UsageError(f"{option} {text!r}: {query.first_line(why)}") from None
         for name in self.settings.columns:
@@ -402,19 +449,20 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, kind)
 
 
-def _is_store(uri: str) -> bool:
+def is_store(uri: str) -> bool:
+    """Whether a store lies there."""
     return any(True for _ in open_files(uri).list("runs"))
 
 
-def _specs(uri: str, settings: Settings) -> Place | None:
+def specs(uri: str, settings: Settings) -> Place | None:
     """The place of a folder that `curate synth --specs-only` made, None when it is another one."""
-    folder = Path(uri)
+    root = Path(uri)
     try:
-        if not json.loads((folder / "manifest.json").read_bytes())["specs_only"]:
+        if not json.loads((root / "manifest.json").read_bytes())["specs_only"]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    shards = {path.name: (str(path), "parquet") for path in sorted((folder / "shards").glob("synth-*.parquet"))}
+    shards = {path.name: (str(path), "parquet") for path in sorted((root / "shards").glob("synth-*.parquet"))}
     return Place(uri, "specs", "keep" if settings.keep_specs else "draw", InputSpec(uri), shards)
 
 
@@ -431,7 +479,8 @@ def _sized(path: str, keep: bool) -> tuple[pa.Table, dict[str, pa.Array]]:
     return table, columns | ({"sha256": table["synth_spec_sha"]} if keep else {})
 
 
-def _folder(uri: str) -> Place:
+def folder(uri: str) -> Place:
+    """A folder of shards; UsageError when there is none."""
     try:
         shards = discover(InputSpec(uri))
     except InputError as why:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.errors import UsageError
-from curate.mix import buckets, jobs, manifest, shards
-from curate.mix.decide import LANGUAGES, SOURCES, Cell, Choice, celled, choosable, decide, ranked
+from curate.mix import buckets, card, jobs, manifest, plan, shards
+from curate.mix.decide import LANGUAGES, SOURCES, Cell, Choice, bilingual, celled, choosable, decide, ranked
 from curate.mix.keyed import key_of, uniform
 from curate.mix.settings import from_json
 from curate.store.files import Files, open_files
@@ -35,31 +37,52 @@ def verify(uri: str, kind: str = "processes", workers: int = 0) -> list[str]:
     found = manifest.read(files)
     if found is None:
         raise UsageError(f"{uri}: no {manifest.NAME} here; name the folder that `curate mix STORE -o DIR` finished")
+    if manifest.tree(found) != found.get("tree"):
+        return [f"{manifest.NAME} has changed since it was written: its hash is not `tree`"]
+    try:
+        return _problems(files, found, kind, workers)
+    except (KeyError, TypeError, IndexError, AttributeError) as why:  # a forger's manifest may hold anything
+        return [f"{manifest.NAME} does not hold what the manifest of a mix does: {type(why).__name__} {why}"]
+
+
+def _problems(files: Files, found: Mapping[str, Any], kind: str, workers: int) -> list[str]:
     problems = []
-    if manifest.tree(found["files"]) != found["tree"]:
-        problems.append("the hash tree is not that of the listed files")
-    folders = (*found["splits"], "index", "metadata", "sums")
-    there = {path for folder in folders for path in files.list(folder)}
-    known = set(found["files"]) | _summed(files, found)
+    settings = from_json({"store": "", "text": "", **found["settings"]})
+    version = found["store"] | {"policy": found["policy"], "operators": found["operators"]}
+    if plan.fingerprint(settings, version) != found["fingerprint"]:
+        problems.append("the fingerprint is not that of settings, policy, operators and store")
+    there = {path.removeprefix("./") for path in files.list("")}
+    there = {path for path in there if not any(name.startswith(".") for name in path.split("/"))}
+    known = {manifest.NAME, card.NAME, *found["files"], *_summed(files, found)}
     problems += [f"{path} is not in the manifest" for path in sorted(there - known)]
     checks = [(files.uri, path) for path in sorted(found["files"])]
     counts: dict[tuple[str, int], list[list[Any]]] = defaultdict(list)
+    shown: dict[str, list[npt.NDArray[np.uint64]]] = defaultdict(list)
+    broken = len(problems)
     for checked in jobs.run(check, checks, kind, workers):
         problems += checked.problems
-        if checked.where:
-            counts[checked.where] += checked.counts
-    if not problems and found["settings"]["format"] != "folder":
+        for (split, epoch), counted in checked.counts:
+            counts[split, epoch] += counted
+            shown[split].append(checked.shown)
+    if len(problems) == broken:
+        made = card.card(found, card.schema(files, found)).encode()
+        if not files.exists(card.NAME) or files.read(card.NAME) != made:
+            problems.append(f"{card.NAME} is not what the manifest makes of it")
         problems += _totals(found, counts) + _order(files, found)
+    if len(shown) == 2 and len(same := np.intersect1d(*(np.concatenate(digests) for digests in shown.values()))):
+        problems.append(f"{len(same)} pictures stand in both splits, byte for byte")
     return sorted(problems)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of one file found; for a shard its split, epoch and counts too."""
+    """What the check of one file found."""
 
     problems: list[str]
-    where: tuple[str, int] | None = None
-    counts: list[list[Any]] = field(default_factory=list)
+    counts: list[tuple[tuple[str, int], list[list[Any]]]] = field(default_factory=list)
+    """For shards: (split, epoch) and counts as a receipt has them."""
+    shown: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """The first 64 bits of the SHA-256 of each original picture."""
 
 
 def check(uri: str, path: str) -> Checked:
@@ -67,26 +90,37 @@ def check(uri: str, path: str) -> Checked:
     files = open_files(uri)
     found = manifest.read(files)
     assert found is not None
-    listed = found["files"][path]
     if not files.exists(path):
         return Checked([f"{path} is missing"])
     if path.startswith("sums/"):
         return Checked(_sums(files, path))
-    if _digest(files, path) != listed["sha256"]:
-        return Checked([f"{path} has changed since it was written"])
-    split = path.split("/")[0]
-    if split not in found["splits"] or found["settings"]["format"] == "folder":
-        return Checked([])
-    name = path.split("/")[1].rpartition(".")[0]
-    shard = next(s for s in found["splits"][split]["shards"] if s["name"] == name)
-    problems, counts = _shard(files, found, split, shard, path)
-    return Checked([f"{path}: {problem}" for problem in problems[:MOST_PROBLEMS]], (split, shard["epoch"]), counts)
-
-
-def _digest(files: Files, path: str) -> str:
     local = files.local(path)
+    # Once, since every read of an object store is a transfer.
+    data: Any = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
+    if _digest(local, data) != found["files"][path]["sha256"]:
+        return Checked([f"{path} has changed since it was written"])
+    split, _, name = path.partition("/")
+    if split not in found["splits"]:
+        return Checked([])
+    listed = found["splits"][split]["shards"]
+    if found["settings"]["format"] == "folder":
+        lines = iter(bytes(data.read()).decode().splitlines())
+        return _together([_shard(files, found, split, shard, lines) for shard in listed], path)
+    shard = next(s for s in listed if s["name"] == name.rpartition(".")[0])
+    return _together([_shard(files, found, split, shard, data)], path)
+
+
+def _together(checked: Sequence[Checked], path: str) -> Checked:
+    problems = [f"{path}: {problem}" for one in checked for problem in one.problems[:MOST_PROBLEMS]]
+    counts = [counted for one in checked for counted in one.counts]
+    return Checked(problems, counts, np.concatenate([one.shown for one in checked]))
+
+
+def _digest(local: Path | None, data: Any) -> str:
     if local is None:
-        return hashlib.sha256(files.read(path)).hexdigest()
+        digest = hashlib.sha256(data.read_buffer()).hexdigest()
+        data.seek(0)
+        return digest
     with local.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -108,38 +142,56 @@ def _sums(files: Files, path: str) -> list[str]:
     return problems
 
 
-def _shard(
-    files: Files, found: Mapping[str, Any], split: str, shard: Mapping[str, Any], path: str
-) -> tuple[list[str], list[list[Any]]]:
-    """Entries of a shard against its index and the rules; problems, and counts as a receipt has them."""
+def _shard(files: Files, found: Mapping[str, Any], split: str, shard: Mapping[str, Any], data: Any) -> Checked:
+    """Entries of a shard, out of its file or of the lines of a folder layout, against its index and the rules."""
     settings = from_json({"store": "", "text": "", **found["settings"]})
     index = pq.read_table(pa.BufferReader(files.read(f"index/{shard['name']}.parquet")))
     cells = tuple(Cell(*cell) for cell in found["splits"][split]["cells"])
     choice = decide(settings.policy, cells, shards.entries_of(index), shard["epoch"])
     problems: list[str] = []
     counted: Counter[tuple[Any, ...]] = Counter()
+    shown: list[int] = []
     sizes = tuple((w, h) for w, h in found["buckets"])
     first = 0
-    for rows, images in _entries(files, path, index, found["settings"]["format"]):
+    if settings.format == "folder":
+        parts = _single(files, split, list(islice(data, shard["entries"])))
+    else:
+        parts = _entries(data, index, settings.format)
+    for rows, images in parts:
         part = index.slice(first, len(rows))
         chosen = Choice(*(getattr(choice, n)[first : first + len(rows)] for n in ("source", "language", "variant")))
-        problems += _rows(rows, images, part, chosen, shard["epoch"], sizes, settings.resize)
+        digests = [hashlib.sha256(image).hexdigest() for image in images]
+        if settings.resize:  # the originals are not here
+            digests = [row["sha256"] or "" for row in rows]
+        problems += _rows(rows, digests, part, chosen, shard["epoch"], sizes)
+        shown += [int(digest[:16], 16) for digest in digests if digest]
         free = choosable(part["options"].to_numpy()).tolist()
+        several = bilingual(part["options"].to_numpy()).tolist()
         concepts = part["concept"].to_pylist()
-        for row, both, concept in zip(rows, free, concepts, strict=True):
+        for row, both, two, concept in zip(rows, free, several, concepts, strict=True):
             size = f"{row['bucket_width']}x{row['bucket_height']}"
             name = found["concepts"][concept]
-            counted[row["pool"], size, name, row["caption_source"], row["language"], both] += 1
+            counted[row["pool"], size, name, row["caption_source"], row["language"], both, two] += 1
         first += len(rows)
     if first != index.num_rows or first != shard["entries"]:
         problems.append(f"{first} entries, {index.num_rows} in its index, {shard['entries']} in the manifest")
-    return problems, [[*key, count] for key, count in sorted(counted.items())]
+    counts = [[*key, count] for key, count in sorted(counted.items())]
+    return Checked(problems, [((split, shard["epoch"]), counts)], np.unique(np.array(shown, np.uint64)))
 
 
-def _entries(files: Files, path: str, index: pa.Table, format: str) -> Any:
+Entries = Iterator[tuple[list[dict[str, Any]], list[bytes]]]
+
+
+def _single(files: Files, split: str, lines: Sequence[str]) -> Entries:
+    """Rows and pictures of a folder layout, some at a time."""
+    for low in range(0, len(lines), ROWS):
+        rows = [json.loads(line) for line in lines[low : low + ROWS]]
+        paths = [f"{split}/{row['file_name']}" for row in rows]
+        yield rows, [files.read(path) if files.exists(path) else b"" for path in paths]
+
+
+def _entries(data: Any, index: pa.Table, format: str) -> Entries:
     """Rows of a shard and their pictures, read at the places that the index names, some at a time."""
-    local = files.local(path)
-    data = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
     table = pq.ParquetFile(data) if format == "parquet" else None
     places = {name: index[name].to_pylist() for name in shards.PLACED}
     groups = index["rest"].to_numpy()
@@ -156,10 +208,10 @@ def _entries(files: Files, path: str, index: pa.Table, format: str) -> Any:
 
 
 def _rows(
-    rows: list[dict[str, Any]], images: list[bytes], index: pa.Table, choice: Choice, epoch: int,
-    sizes: tuple[buckets.Size, ...], resized: bool,
+    rows: list[dict[str, Any]], digests: list[str], index: pa.Table, choice: Choice, epoch: int,
+    sizes: tuple[buckets.Size, ...],
 ) -> list[str]:  # fmt: skip
-    """What is wrong with some entries."""
+    """What is wrong with some entries; `digests` are the SHA-256 of their pictures."""
     problems = []
     near = buckets.assign(index["width"].to_numpy(), index["height"].to_numpy(), sizes)
     keys = index["key"].to_pylist()
@@ -176,26 +228,29 @@ def _rows(
             problems.append(f"{row['row_id']}: {row['width']}x{row['height']} px belongs to another bucket")
         if row["copy"] == 0 and key_of(row["row_id"]) != keys[at]:
             problems.append(f"{row['row_id']}: the index holds another row's key")
-        if not resized and row["sha256"] and hashlib.sha256(images[at]).hexdigest() != row["sha256"]:
+        if row["sha256"] and digests[at] != row["sha256"]:
             problems.append(f"{row['row_id']}: the picture is not the original one")
     return problems
 
 
 def _totals(found: Mapping[str, Any], counts: Mapping[tuple[str, int], list[list[Any]]]) -> list[str]:
-    """Counts against the manifest, and for quotas the ratio that was asked, in every bucket and concept."""
+    """Counts against the manifest, and quotas of sources and languages against what was asked, in every bucket and
+    concept."""
     problems = []
-    ratio = Fraction(str(found["settings"]["ratio"]))
+    policy = from_json({"store": "", "text": "", **found["settings"]}).policy
+    quotas = (("raw", "synthetic", policy.ratio), ("english", "chinese", policy.english))
     for split, of in found["splits"].items():
         for epoch, listed in of["achieved"].items():
             got = json.loads(json.dumps(manifest.achieved(counts[split, int(epoch)])))
             if got != listed:
                 problems.append(f"{split}, epoch {epoch}: the manifest's counts are not those of the shards")
             tables = {"all": got} | got["by_bucket"] | got["by_concept"]
-            for name, table in tables.items():
-                both = table["raw"] + table["synthetic"]
-                off = abs(table["raw"] - ratio * both)
-                if found["settings"]["mode"] == "quota" and off >= 1:
-                    problems.append(f"{split}, epoch {epoch}, {name}: {table['raw']} raw of {both}, asked {ratio}")
+            for name, table in tables.items() if policy.mode == "quota" else ():
+                for one, other, share in quotas:
+                    both = table[one] + table[other]
+                    if abs(table[one] - share * both) >= 1:
+                        where = f"{split}, epoch {epoch}, {name}"
+                        problems.append(f"{where}: {table[one]} {one} of {both}, asked {share}")
     return problems
 
 
