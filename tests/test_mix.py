@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -762,3 +764,23 @@ def test_a_folder_that_is_in_use_is_left_alone(folder: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="is the store itself"):
         plain(folder, text=str(folder / "store"))
     assert (tmp_path / "README.md").read_text() == "my project" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    asked = plain(folder, shard_rows=1)
+    code = (
+        "import sys, json; from curate.mix.export import export; from curate.mix.settings import from_json\n"
+        "export(from_json(json.loads(sys.argv[1])), sys.argv[2], 'inline')"
+    )
+    words = [sys.executable, "-c", code, json.dumps(asked.to_json()), str(tmp_path / "out")]
+    running = subprocess.Popen(words)
+    while running.poll() is None and len(list((tmp_path / "out" / ".plan").glob("train-e00-*.json"))) < 5:
+        os.sched_yield()
+    running.kill()
+    running.wait()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    moved: list[int] = []
+    export(asked, str(tmp_path / "out"), "inline", moved=lambda done, of: moved.append(done))
+    assert 5 <= moved[0] < 60
+    export(asked, str(tmp_path / "whole"), "inline")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")

@@ -25,7 +25,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.dedup.forest import Forest, first_equal
 from curate.errors import UsageError
 from curate.mix import buckets
 from curate.mix.decide import EN, RAW, ZH, Cell, celled, ranked
@@ -231,6 +230,8 @@ def contents(group: npt.NDArray[np.uint64], digest: npt.NDArray[np.uint64], key:
 
     `group` and `digest` are hashes of the group's name and of the SHA-256, 0 where there is none.
     """
+    from curate.dedup.forest import Forest, first_equal  # here, since workers need the plan and not this
+
     bytes_ = np.where(digest != 0, digest, key)
     name = np.where(group != 0, group, bytes_)
     forest = Forest(len(key))
