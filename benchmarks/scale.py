@@ -50,7 +50,7 @@ class FakeWorker:
     def __init__(self, plan: Plan, *, isolated: bool) -> None:
         self.surveyed: set[tuple[str, int]] = set()
 
-    def load(self, pool: str) -> None:
+    def load(self, pool: str, proof: str) -> None:
         """Nothing to load."""
 
     def run(self, task: Task) -> Answer:
@@ -94,7 +94,7 @@ def scheduling(folder: Path, ranges: int, actors: int) -> dict[str, Any]:
     marks = Path(tempfile.gettempdir()) / f"curate-scale-{os.getpid()}"
     marks.mkdir()
     write(folder / "in", 1)
-    recipe = recipe_of(folder, workers=actors, batch_timeout_s=60.0)
+    recipe = recipe_of(folder, workers=actors, min_workers=actors, batch_timeout_s=60.0)
     plan = pipeline.prepare(recipe, NOTHING).plan
     shards: Iterator[Shard] = (
         Shard(f"shard-{i:07d}", f"/nowhere/{i}.parquet", "parquet", InputSpec("/nowhere"))

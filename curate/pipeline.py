@@ -661,7 +661,7 @@ def run(
         with log.written(recipe.run.log, record["run_id"]):
             started = time.monotonic()
             with _recorded(plan, record):
-                with display.running(plan, progress, record["run_id"]), _signals(display) as stopping:
+                with display.running(plan, progress, record["run_id"]), _Signals(display) as stopping:
                     _compute(plan, shards, progress, display, stopping, make_engine or _engine)
                 return _finish(plan, record, progress, display, time.monotonic() - started)
 
@@ -671,7 +671,7 @@ def _compute(
     shards: Sequence[read.Shard],
     progress: Progress,
     display: Display,
-    stopping: Callable[[], bool],
+    stopping: _Signals,
     make_engine: Callable[[Plan], Engine],
 ) -> None:
     """Do all that is pending."""
@@ -683,6 +683,7 @@ def _compute(
     kind = "Ray" if plan.recipe.engine.kind == "ray" else "operators"
     with display.waiting(plan, progress, f"{kind} to start"):
         engine = make_engine(plan)
+    stopping.listen()  # Ray took SIGTERM for itself when it started: it would abort
     try:
         drive(plan, engine, shards, progress, lambda p: display.show(plan, p), stopping)
     finally:
@@ -859,23 +860,37 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
     return code
 
 
-@contextmanager
-def _signals(display: Display) -> Iterator[Callable[[], bool]]:
+class _Signals:
     """The first SIGINT or SIGTERM finishes open ranges; the second one ends at once."""
-    received: list[int] = []
 
-    def note(signum: int, frame: Any) -> None:
-        received.append(signum)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        display.note("stopping: open ranges are being finished; once more ends at once")
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.received: list[int] = []
+        self.before: dict[int, Any] = {}
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _Signals:
+        self.listen()
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether the run is to stop."""
+        return bool(self.received)
+
+    def listen(self) -> None:
+        """Take the signals, from whoever has them."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._note)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.received.append(signum)
+        if len(self.received) > 1:
+            raise KeyboardInterrupt
+        self.display.note("stopping: open ranges are being finished; once more ends at once")
 
 
 def parts_done(plan: Plan) -> dict[str, int]:

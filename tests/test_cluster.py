@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,6 +125,65 @@ def test_a_submitted_job_outlives_a_node_and_a_second_one_finds_all_done(
     said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert "Everything was already done." in said
+
+
+DEMAND = """
+    import dataclasses, json, sys
+    from curate import pipeline
+    from curate.engine.cluster import Cluster
+    from curate.engine.tasks import Index
+    from curate.recipe import load
+
+    path = tuple(dataclasses.replace(op, pool="gpu") if op.name == "caption" else op for op in pipeline.PATH)
+    prepared = pipeline.prepare(load(sys.argv[1], []), path)
+    engine = Cluster(prepared.plan)
+    before = {pool: len(crew.actors) for pool, crew in engine.pools.items()}
+    for shard in 4 * prepared.shards:
+        engine.submit("cpu", Index(shard))
+    ended = engine.next(0.1)
+    while len(ended) < 12:
+        ended += engine.next(1.0)
+    from ray.util.state import list_actors
+    found = list_actors(detail=True, filters=[("class_name", "=", "Worker")])
+    print("DEMAND", json.dumps({
+        "alone": engine.alone, "before": before,
+        "after": {pool: len(crew.actors) for pool, crew in engine.pools.items()},
+        "asked": sorted({(a.required_resources.get("CPU"), a.required_resources.get("GPU")) for a in found}, key=str),
+        "pending": sum(a.state == "PENDING_CREATION" for a in found),
+    }))
+    engine.close()
+"""
+
+
+def test_a_job_asks_for_whole_cpus_and_for_a_gpu_node_that_is_not_there_yet(
+    site: Site, recipe: Recipe, tmp_path: Path
+) -> None:
+    """What does not fit on the three CPUs is demand that an autoscaler sees."""
+    asked = dataclasses.replace(recipe.engine, kind="ray", workers=6, gpu_workers=2)
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(dataclasses.replace(recipe, engine=asked)), "utf-8")
+    script = tmp_path / "demand.py"
+    script.write_text(textwrap.dedent(DEMAND), "utf-8")
+    submit = [BIN / "ray", "job", "submit", "--address", site.dashboard, "--working-dir", ROOT, "--"]
+    job = subprocess.run([*submit, sys.executable, script, where], capture_output=True, text=True, env=site.environment)
+    said = job.stdout + job.stderr
+    (line,) = [line for line in said.splitlines() if line.startswith("DEMAND ")] or [said]
+    found = json.loads(line.removeprefix("DEMAND "))
+    assert found["alone"] is False
+    assert found["before"] == {"cpu": 1, "gpu": 1}
+    assert found["after"] == {"cpu": 6, "gpu": 1}
+    assert found["asked"] == [[0.5, 1.0], [1.0, None]]
+    assert found["pending"] >= 4  # 3 CPUs are there
+
+
+def test_a_job_whose_store_lies_in_rays_own_folder_is_refused(site: Site, recipe: Recipe, tmp_path: Path) -> None:
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(recipe), "utf-8")
+    job = site.submit("relative", where, "--set", "store.uri=demo/store")
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 1
+    assert "exit code 2" in said
+    assert "store.uri = 'demo/store': in a Ray job this is a folder that Ray deletes" in said
 
 
 def test_a_bad_recipe_fails_the_job_with_one_line_in_its_log(site: Site, recipe: Recipe, tmp_path: Path) -> None:

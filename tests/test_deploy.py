@@ -73,12 +73,19 @@ def test_kuberay_clusters_are_closed_and_scale_from_no_gpu(name: str) -> None:
 
 
 def test_kubernetes_files_fit_the_api() -> None:
-    for name in ("common", "networkpolicy"):
+    for name in ("common", "models", "networkpolicy"):
         done = subprocess.run(
             [Path(sys.executable).with_name("kubernetes-validate"), "--strict", DEPLOY / "kuberay" / f"{name}.yaml"],
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_key_is_passed_on_empty_and_no_pod_waits_for_models_it_may_not_need() -> None:
+    secret = next(d for d in documents(DEPLOY / "kuberay" / "common.yaml") if d["kind"] == "Secret")
+    assert "" not in secret["stringData"].values()
+    for name in ("rayjob", "raycluster"):
+        assert "persistentVolumeClaim" not in json.dumps(documents(DEPLOY / "kuberay" / f"{name}.yaml"))
 
 
 def test_the_recipe_of_the_job_loads(tmp_path: Path) -> None:
@@ -109,6 +116,10 @@ def test_compose_fits_its_schema_and_opens_no_port_to_the_network() -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
+    empty = [
+        e for s in compose["services"].values() for e in dict(s.get("environment", {})).items() if ":-}" in str(e[1])
+    ]
+    assert [name for name, _ in empty if name.startswith("AWS_")] == []
     mounted = [m.split(":")[0] for s in compose["services"].values() for m in s["volumes"] if m.startswith("./")]
     assert [path for path in mounted if not (DEPLOY / path).is_file()] == []
 

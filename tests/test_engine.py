@@ -375,20 +375,23 @@ def test_a_run_that_stops_within_its_second_stage_goes_on(recipe: Recipe, finish
     assert part_hashes(Path(recipe.store.uri)) == part_hashes(finished_once / "store")
 
 
-def test_sigint_finishes_open_ranges_and_says_how_to_go_on(recipe: Recipe, tmp_path: Path, quiet: Quiet) -> None:
+@pytest.mark.parametrize(("kind", "number"), [("inline", signal.SIGINT), ("ray", signal.SIGTERM)])
+def test_a_signal_finishes_open_ranges_and_says_how_to_go_on(
+    recipe: Recipe, tmp_path: Path, quiet: Quiet, kind: str, number: int
+) -> None:
     where = tmp_path / "recipe.toml"
-    where.write_text(to_toml(changed(recipe, "engine", range_rows=1)), "utf-8")
+    where.write_text(to_toml(changed(recipe, "engine", range_rows=1, kind=kind)), "utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "curate.pipeline", str(where)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     staging = Path(recipe.store.uri) / "staging"
     while process.poll() is None and not (staging.is_dir() and any(staging.rglob("*.parquet"))):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
     assert "run the same command" in err
     assert "Traceback" not in err
-    assert process.returncode == 1
     assert Store(recipe.store.uri).counts()["undecided"] > 0
     run(recipe, quiet)
     assert Store(recipe.store.uri).counts()["undecided"] == 0
@@ -461,11 +464,9 @@ def test_a_pool_shrinks_when_it_idles_and_grows_with_its_queue(recipe: Recipe) -
     engine = Cluster(prepared.plan)
     before = cluster.IDLE_S, cluster.LOOK_EVERY_S
     try:
-        while engine.workers()["cpu"] != (2, 0):
+        assert sum(engine.workers()["cpu"]) == 1
+        while engine.workers()["cpu"] != (1, 0):
             engine.next(1.0)
-        cluster.IDLE_S = cluster.LOOK_EVERY_S = 0.0
-        engine.next(0.0)
-        assert engine.workers()["cpu"] == (1, 0)
         for _ in range(2):
             for shard in prepared.shards:
                 engine.submit("cpu", Index(shard))
@@ -473,6 +474,11 @@ def test_a_pool_shrinks_when_it_idles_and_grows_with_its_queue(recipe: Recipe) -
         assert sum(engine.workers()["cpu"]) == 2
         while len(ended) < 6:
             ended += engine.next(1.0)
+        while engine.workers()["cpu"] != (2, 0):
+            engine.next(1.0)
+        cluster.IDLE_S = cluster.LOOK_EVERY_S = 0.0
+        engine.next(0.0)
+        assert engine.workers()["cpu"] == (1, 0)
         assert sorted(task.shard.id for task, _ in ended) == sorted(2 * [shard.id for shard in prepared.shards])
     finally:
         cluster.IDLE_S, cluster.LOOK_EVERY_S = before

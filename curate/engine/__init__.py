@@ -29,6 +29,10 @@ class Engine(Protocol):
         """Tasks that ended; waits for the first one, at most `timeout_s`. An exception in a worker is raised here."""
         ...
 
+    def queued(self, pool: str) -> int:
+        """Tasks of a pool that were handed over and that no worker has yet."""
+        ...
+
     def workers(self) -> dict[str, tuple[int, int]]:
         """For each pool how many workers are ready and how many are starting."""
         ...

@@ -7,7 +7,9 @@ waits for the driver; when it dies, the first of them is to blame and the others
 task before its operators have loaded: a model that does not load stops the run before a row is touched, and loading is
 no row's time. So an actor that the cluster has no room for is harmless: it waits, and asks an autoscaler for a node.
 
-Pools grow while tasks queue, up to what the recipe and the cluster allow, and shrink when workers idle.
+Pools grow while tasks queue, up to what the recipe and the cluster allow, and shrink when workers idle. On this
+machine, with Ray started for the run alone, what workers take is cut until all of them fit; on a cluster that the run
+has joined each takes what the table says, and those without room are the demand that an autoscaler sees.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ QUEUED_PER_ACTOR = 1  # beside those that it works on
 OBJECT_STORE_BYTES = 100_000_000  # nothing large crosses it: tasks are references, answers are counts
 LOOK_EVERY_S = 2.0  # how often pools are fitted to their queues and to the cluster
 IDLE_S = 30.0  # a worker beyond engine.min_workers that has nothing to do for so long is ended
-EXCUSES = 3  # a task that was on so many nodes when they died is to blame for it
+EXCUSES = 3  # a task that was under way in so many excused deaths is to blame after all
 STARTS = 3  # workers that may die while they load, one after another, before the run fails
 
 
 @dataclass(frozen=True)
 class _Gone:
-    """How an actor died; `with_node`: not by itself."""
+    """How an actor died; `excused`: with its node, or because that was short of memory, and not by itself."""
 
     reason: str
-    with_node: bool
+    excused: bool
 
 
 @dataclass(eq=False)
@@ -49,6 +51,8 @@ class _Actor:
     tasks: deque[tuple[Task, Any]] = field(default_factory=deque)
     since: float = field(default_factory=time.monotonic)
     """When its first task began, or when it had nothing more to do."""
+    shard: str = ""
+    """Of the last task that it was given: it may have that one open."""
 
 
 class _Crew:
@@ -77,9 +81,10 @@ class Cluster:
 
         self.ray: Any = ray
         self.plan = plan
-        self.started_ray = not ray.is_initialized()
-        if self.started_ray:
-            _start(ray)
+        self.connected = not ray.is_initialized()
+        self.alone = self.connected and _start(ray)
+        """Whether this Ray was started here, for this run, and is no cluster."""
+        self.proof = "" if self.alone else _proof(plan)
         self.plan_ref = ray.put(plan)
         self.actor: Any = ray.remote(Worker)
         self.excused: Counter[Task] = Counter()
@@ -90,7 +95,9 @@ class Cluster:
         for name in self.pools:  # one of each before more of any
             self._grow(name, 1)
         for name, crew in self.pools.items():
-            self._grow(name, crew.most - 1)
+            # Models load at once on the GPUs that are there; no node is asked for before a task waits for it.
+            there = int(self.gpus / crew.need.gpus) if crew.need.gpus else 0
+            self._grow(name, min(crew.most, max(crew.least, there)) - 1)
 
     def slots(self, pool: str) -> int:
         crew = self.pools[pool]
@@ -104,7 +111,10 @@ class Cluster:
         if time.monotonic() - self.looked > LOOK_EVERY_S:
             self._look()
             for pool in self.pools:
-                self._fit(pool)
+                self._shrink(pool)
+        for pool, crew in self.pools.items():
+            if crew.queue:
+                self._stretch(pool)
         done = self._done(timeout_s)
         ended: list[tuple[Task, Outcome]] = []
         for pool, crew in self.pools.items():
@@ -124,6 +134,9 @@ class Cluster:
                     ended.append((task, outcome))
             self._feed(pool)
         return ended
+
+    def queued(self, pool: str) -> int:
+        return len(self.pools[pool].queue) if pool in self.pools else 0
 
     def workers(self) -> dict[str, tuple[int, int]]:
         counts = {}
@@ -147,8 +160,8 @@ class Cluster:
             for actor in crew.actors:
                 self.ray.kill(actor.handle)
         self.pools.clear()
-        if self.started_ray:
-            self.ray.shutdown()
+        if self.connected:
+            self.ray.shutdown()  # leaves a cluster as it is and ends a Ray of its own
 
     def _done(self, timeout_s: float) -> set[Any]:
         """References that have resolved; waits for the first one."""
@@ -171,13 +184,15 @@ class Cluster:
                 last = str(failure).strip().splitlines()[-1].strip()
                 raise CurateError(f"no worker starts on the Ray cluster: {last}") from failure
             unreachable = isinstance(failure, (errors.ActorUnavailableError, errors.NodeDiedError))
-            return _Gone(_reason(failure), unreachable or "node has died" in str(failure))
+            # A node that is short of memory ends whom it finds: mostly that is not the fault of the range.
+            short = isinstance(failure, errors.OutOfMemoryError) or "low on memory" in str(failure)
+            return _Gone(_reason(failure), unreachable or short or "node has died" in str(failure))
 
     def _lost(self, pool: str, actor: _Actor, gone: _Gone, ended: list[tuple[Task, Outcome]]) -> None:
         """An actor died: blame its first task, unless its node died with it, and hand the others on."""
         crew = self.pools[pool]
         crew.actors.remove(actor)
-        crew.failed_starts += actor.ready is not None and not gone.with_node
+        crew.failed_starts += actor.ready is not None and not gone.excused
         if crew.failed_starts >= STARTS:
             raise CurateError(f"workers of pool {pool} die while they load: {gone.reason}")
         with contextlib.suppress(Exception):
@@ -185,8 +200,8 @@ class Cluster:
         tasks = [task for task, _ in actor.tasks]
         if tasks:
             first = tasks[0]
-            self.excused[first] += gone.with_node
-            if not gone.with_node or self.excused[first] >= EXCUSES:
+            self.excused[first] += gone.excused
+            if not gone.excused or self.excused[first] >= EXCUSES:
                 ended.append((tasks.pop(0), Death(gone.reason, time.monotonic() - actor.since)))
         crew.queue.extendleft(reversed(tasks))
         if len(crew.actors) < crew.most:
@@ -206,21 +221,26 @@ class Cluster:
         taken = sum(crew.most * crew.need.cpus for crew in self.pools.values() if crew not in rest)
         for crew in rest:
             crew.most = keys.workers or max(1, int((self.cpus - taken) / crew.need.cpus))
-        wanted = [(crew.most if self.started_ray else 1, crew.need) for crew in self.pools.values()]
+        wanted = [(crew.most if self.alone else 1, crew.need) for crew in self.pools.values()]
         # Fractions where there are fewer CPUs or GPUs than workers: one that can never be placed would wait for ever.
         self.cpu_scale = _scale(self.cpus, sum(count * need.cpus for count, need in wanted))
         self.gpu_scale = _scale(self.gpus, sum(count * need.gpus for count, need in wanted))
 
-    def _fit(self, pool: str) -> None:
-        """Start workers while tasks queue, end workers that idle."""
+    def _stretch(self, pool: str) -> None:
+        """Start workers for tasks that wait."""
         crew = self.pools[pool]
         starting = sum(actor.ready is not None for actor in crew.actors)
         wanted = -(-len(crew.queue) // crew.room) - starting
         self._grow(pool, min(wanted, crew.most - len(crew.actors)))
+
+    def _shrink(self, pool: str) -> None:
+        """End workers that idle, and those that the cluster has no room for and nobody needs any more."""
+        crew = self.pools[pool]
         if crew.queue:
             return
         late = time.monotonic() - IDLE_S
         idle = [actor for actor in crew.actors if not actor.tasks and actor.since < late]
+        idle.sort(key=lambda actor: actor.ready is None)  # those that wait for room first
         for actor in idle[: max(len(crew.actors) - crew.least, 0)]:
             crew.actors.remove(actor)
             self.ray.kill(actor.handle)
@@ -235,27 +255,32 @@ class Cluster:
                 "max_concurrency": crew.threads,
             }
             # A recipe that names GPU workers waits for nodes that an autoscaler will add; on this machine none come.
-            if crew.need.gpus and (self.gpus or (self.plan.recipe.engine.gpu_workers and not self.started_ray)):
+            if crew.need.gpus and (self.gpus or (self.plan.recipe.engine.gpu_workers and not self.alone)):
                 options["num_gpus"] = crew.need.gpus * self.gpu_scale
             handle = self.actor.options(**options).remote(self.plan_ref, isolated=True)
-            crew.actors.append(_Actor(handle, handle.load.remote(pool)))
+            crew.actors.append(_Actor(handle, handle.load.remote(pool, self.proof)))
 
     def _feed(self, pool: str) -> None:
+        """Hand tasks to the workers that have least to do, among these to one that has the task's shard open."""
         crew = self.pools[pool]
-        ready = [actor for actor in crew.actors if actor.ready is None]
-        while crew.queue and ready:
-            actor = min(ready, key=lambda a: len(a.tasks))
-            if len(actor.tasks) >= crew.room:
-                return
+        if not crew.queue:
+            return
+        free = [actor for actor in crew.actors if actor.ready is None and len(actor.tasks) < crew.room]
+        while crew.queue and free:
+            shard = crew.queue[0].shard.id
+            actor = min(free, key=lambda a: (len(a.tasks), a.shard != shard))
             # A row that may kill its worker has it for itself, or a neighbour could be blamed in its place.
             alone = _suspect(crew.queue[0]) or any(_suspect(task) for task, _ in actor.tasks)
             if alone and actor.tasks:
-                ready.remove(actor)
+                free.remove(actor)
                 continue
             task = crew.queue.popleft()
             if not actor.tasks:
                 actor.since = time.monotonic()
+            actor.shard = shard
             actor.tasks.append((task, actor.handle.run.remote(task)))
+            if len(actor.tasks) >= crew.room:
+                free.remove(actor)
 
 
 def _suspect(task: Task) -> bool:
@@ -266,22 +291,32 @@ def _scale(have: float, wanted: float) -> float:
     return min(1.0, have / wanted) if have and wanted else 1.0
 
 
-def _start(ray: Any) -> None:
-    """Join the cluster that the environment names, else start Ray on this machine: no dashboard, small object store."""
+def _proof(plan: Plan) -> str:
+    """A file that this run has put into its store, for workers on other nodes to find; empty where none is needed."""
+    path = f"{plan.versions[0].folder}/operator.json"
+    return path if plan.files.local(path) and plan.files.exists(path) else ""
+
+
+def _start(ray: Any) -> bool:
+    """Join the cluster that the environment names (False), else start Ray on this machine (True).
+
+    That one has no dashboard and a small object store.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     common: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     try:
         if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
             ray.init(address="auto", **common)
-        else:
-            ray.init(
-                address="local",  # else Ray would join any cluster that was started on this machine
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=os.environ.get("RAY_TMPDIR"),
-                **common,
-            )
+            return False
+        ray.init(
+            address="local",  # else Ray would join any cluster that was started on this machine
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+            **common,
+        )
+        return True
     except (ConnectionError, RuntimeError, OSError, ValueError) as why:
         raise CurateError(
             f"Ray does not start: {str(why).splitlines()[0]}; set RAY_AUTH_MODE=token for a cluster with a token, "

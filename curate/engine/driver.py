@@ -46,6 +46,54 @@ class Progress:
     """Parts that this run has published and the index does not hold yet."""
 
 
+class _Ready:
+    """Tasks of one pool that can be done now: light ones first, then ranges.
+
+    A worker that has a shard open goes on with that shard: to open one is some dozen requests on an object store. So
+    the shard of a range that just ended comes next, and ranges of the others take turns.
+    """
+
+    def __init__(self) -> None:
+        self.light: deque[Task] = deque()
+        self.ranges: dict[str, deque[Task]] = {}
+        self.freed: deque[str] = deque()
+
+    def __len__(self) -> int:
+        return len(self.light) + sum(map(len, self.ranges.values()))
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Line up tasks; the light ones, which open and close shards, in front."""
+        for task in tasks:
+            if isinstance(task, Compute):
+                self.ranges.setdefault(task.shard.id, deque()).append(task)
+            else:
+                self.light.appendleft(task)
+
+    def ended(self, task: Task) -> None:
+        """A worker has room again, which has the task's shard open."""
+        if isinstance(task, Compute):
+            self.freed.append(task.shard.id)
+
+    def take(self) -> Task | None:
+        """The next task to hand over."""
+        if self.light:
+            return self.light.popleft()
+        while self.freed and self.freed[0] not in self.ranges:
+            self.freed.popleft()
+        shard = self.freed.popleft() if self.freed else next(iter(self.ranges), None)
+        if shard is None:
+            return None
+        tasks = self.ranges.pop(shard)
+        task = tasks.popleft()
+        if tasks:
+            self.ranges[shard] = tasks  # at the end: the others have their turn before
+        return task
+
+    def drop(self, shard: str) -> None:
+        """Forget the ranges of a shard that failed."""
+        self.ranges.pop(shard, None)
+
+
 class _Job:
     """One open shard: which stage it is in and how many of its tasks are under way."""
 
@@ -59,6 +107,8 @@ class _Job:
         self.blamed = 0
         self.failed: tuple[str, str] | None = None
         self.done = False
+        self.tally = Tally()
+        """Of the stage that is under way."""
 
     def answered(self, task: Task, answer: Answer) -> list[Task]:
         """What has to be done after `task` was answered."""
@@ -128,7 +178,7 @@ def drive(
     """Take every shard through all stages. Ends early, with what is under way finished, when `stopping` says so."""
     waiting: Iterator[Shard] = iter(shards)
     jobs: dict[str, _Job] = {}
-    ready: dict[str, deque[Task]] = defaultdict(deque)
+    ready: dict[str, _Ready] = defaultdict(_Ready)
     under_way: Counter[str] = Counter()
     exhausted = False
     heard = time.monotonic()
@@ -145,24 +195,29 @@ def drive(
             jobs[shard.id] = _Job(shard, plan)
             _queue(plan, ready, jobs[shard.id], [Index(shard)])
         for pool, tasks in ready.items():
-            while tasks and under_way[pool] < engine.slots(pool):
+            slots = engine.slots(pool)
+            while under_way[pool] < slots and (next_task := tasks.take()):
                 under_way[pool] += 1
-                engine.submit(pool, tasks.popleft())
+                engine.submit(pool, next_task)
         if not under_way.total():
             return
         ended = engine.next(timeout_s=1.0)
         if ended:
             heard = time.monotonic()
         progress.waiting_for = engine.waiting_for() if time.monotonic() - heard > 5 else ""
-        progress.queued = {pool: len(tasks) for pool, tasks in ready.items()}
-        progress.running = dict(under_way)
+        handed = {pool: engine.queued(pool) for pool in {*ready, *under_way}}
+        progress.queued = {pool: count + len(ready[pool]) for pool, count in handed.items()}
+        progress.running = {pool: under_way[pool] - count for pool, count in handed.items()}
         progress.workers = engine.workers()
         for task, outcome in ended:
             under_way[_pool(plan, task)] -= 1
+            ready[_pool(plan, task)].ended(task)
             if job := jobs.get(task.shard.id):  # none: a last range of a shard that failed meanwhile
                 _queue(plan, ready, job, _settle(job, task, outcome, progress))
                 if job.done:
                     del jobs[task.shard.id]
+                    for tasks in ready.values():
+                        tasks.drop(task.shard.id)
         show(progress)
 
 
@@ -177,9 +232,12 @@ def _settle(job: _Job, task: Task, outcome: Outcome, progress: Progress) -> list
         if outcome.tally:
             progress.tally.add(outcome.tally)
             progress.parts_not_indexed += outcome.tally.commits["part"]
-            if outcome.tally.cells:
-                fields = _fields(job, task) | {"cells": dict(outcome.tally.cells)}
-                log.debug("range done", extra={"fields": fields})
+            job.tally.add(outcome.tally)
+            if isinstance(task, Compute):
+                log.debug("range done", extra={"fields": _fields(job, task)})
+        if isinstance(task, Publish):
+            log.info("stage done", extra={"fields": _fields(job, task) | _told(job.tally)})
+            job.tally = Tally()
         then = job.answered(task, outcome)
         if isinstance(task, Index) and not job.failed:
             progress.rows_known += job.rows
@@ -200,6 +258,12 @@ def _settle(job: _Job, task: Task, outcome: Outcome, progress: Progress) -> list
     return then
 
 
+def _told(tally: Tally) -> dict[str, object]:
+    """What the line that closes a stage of a shard says of the work."""
+    seconds = {step: round(spent, 3) for step, spent in tally.seconds.items()}
+    return {"cells": dict(tally.cells), "seconds": seconds, "errors": dict(tally.errors)}
+
+
 def _fields(job: _Job, task: Task) -> dict[str, object]:
     """What a log line says of a task."""
     fields: dict[str, object] = {"shard": task.shard.id, "task": type(task).__name__.lower()}
@@ -213,14 +277,11 @@ def _fields(job: _Job, task: Task) -> dict[str, object]:
     return fields
 
 
-def _queue(plan: Plan, ready: dict[str, deque[Task]], job: _Job, tasks: list[Task]) -> None:
-    """Line up tasks: ranges at the end, the light tasks that open and close shards in front."""
+def _queue(plan: Plan, ready: dict[str, _Ready], job: _Job, tasks: list[Task]) -> None:
+    """Line up tasks of a shard, which has so many more under way."""
     job.open += len(tasks)
     for task in tasks:
-        if isinstance(task, Compute):
-            ready[_pool(plan, task)].append(task)
-        else:
-            ready[_pool(plan, task)].appendleft(task)
+        ready[_pool(plan, task)].add([task])
 
 
 def _pool(plan: Plan, task: Task) -> str:

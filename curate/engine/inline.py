@@ -58,6 +58,9 @@ class Inline:
             raise outcome
         return [(task, outcome)]
 
+    def queued(self, pool: str) -> int:
+        return max(self.waiting[pool] - self.plan.pools[pool].tasks, 0)
+
     def workers(self) -> dict[str, tuple[int, int]]:
         return {"inline": (1, 0)}
 

@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import hashlib
 import json
+import platform
 import resource
 import signal
 import sys
@@ -63,8 +64,16 @@ class Worker:
         self.device = threading.Lock()
         self.hands = _Hands()
 
-    def load(self, pool: str) -> None:
-        """Load all operators of a pool now, so that a missing weight stops the run before it starts."""
+    def load(self, pool: str, proof: str = "") -> None:
+        """Load all operators of a pool now, so that a missing weight stops the run before it starts.
+
+        `proof`: a file of the store that must be there, or this node has a store of its own. Raises ContractError.
+        """
+        if proof and not self.plan.files.exists(proof):
+            raise ContractError(
+                f"store.uri = {self.plan.recipe.store.uri!r}: node {platform.node()} does not see the driver's store "
+                "there; name a folder that all nodes mount, or s3://"
+            )
         for stage in self.plan.stages:
             if stage.pool == pool:
                 for i in range(stage.first, stage.stop):

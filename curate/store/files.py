@@ -277,7 +277,7 @@ class NoBucketError(StoreError):
 
 
 def _answer(why: BaseException) -> tuple[int, str]:
-    """HTTP status and S3's code of a refusal, 0 and nothing where there was no answer; obstore has them as text only."""
+    """HTTP status and S3's code of a refusal, which obstore has as text only; 0 and nothing without an answer."""
     status = re.search(r"status code: (\d{3})", str(why))
     code = re.search(r"<Code>(\w+)</Code>", str(why))
     return int(status[1]) if status else 0, code[1] if code else ""

@@ -166,7 +166,7 @@ def latest(table: pa.Table) -> pa.Table:
 def parts_of(files: Files, version: Version, shard: str, *, anew: bool = False) -> list[Part]:
     """The published parts of one shard; they are numbered without gaps, so no folder has to be listed.
 
-    On an object store packs are listed once a minute, or `anew`: a part that was packed meanwhile seems absent till then.
+    On an object store packs are listed once a minute, or `anew`: a part packed meanwhile seems absent until then.
     """
     found: list[Part] = []
     packs: Packs | None = None
