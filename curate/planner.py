@@ -30,7 +30,6 @@ from curate.engine.worker import Worker
 from curate.errors import CurateError, UsageError
 from curate.pipeline import Prepared
 from curate.plan import Plan
-from curate.read.files import locate
 from curate.status import duration
 from curate.store.files import Files, LocalFiles
 
@@ -211,7 +210,7 @@ def _spread(rows: int, wanted: int, size: int) -> set[int]:
 
 def _rows(shards: Sequence[read.Shard], known: Mapping[str, int]) -> int:
     """Rows of the whole input, by the rows per byte of the sampled shards, or their mean where sizes are not known."""
-    sizes = {shard.id: _bytes(shard) for shard in shards}
+    sizes = {shard.id: shard.size for shard in shards}
     seen = [shard.id for shard in shards if shard.id in known]
     rows = sum(known[shard] for shard in seen)
     have = sum(sizes[shard] for shard in seen)
@@ -219,11 +218,6 @@ def _rows(shards: Sequence[read.Shard], known: Mapping[str, int]) -> int:
     if have and all(sizes[shard] for shard in rest):
         return rows + round(sum(sizes[shard] for shard in rest) * rows / have)
     return rows + round(len(rest) * rows / len(seen))
-
-
-def _bytes(shard: read.Shard) -> int:
-    place = locate(shard.uri)
-    return int(place.fs.get_file_info(place.path).size or 0)
 
 
 def _size(files: Files, path: str) -> int:

@@ -20,6 +20,7 @@ from curate.engine.driver import Progress
 from curate.errors import UsageError
 from curate.progress import Display
 from curate.recipe import Recipe
+from curate.report import render
 from curate.store import Store
 
 Quiet = Callable[[], Display]
@@ -49,6 +50,10 @@ def test_a_plan_counts_rows_gates_and_bytes_as_the_run_does(recipe: Recipe, quie
         "actual_ms": planned["steps"]["faces"]["actual_ms"],
     }  # fmt: skip
     assert planned["planned_seconds"] > cells["faces"] * 2.0 / 4
+    page = render(Store(recipe.store.uri))
+    assert "<code>curate plan</code> had said" in page
+    assert ">Planned</th>" in page
+    assert f'<th scope="row">faces</th><td class="n" data-label="Cells">{cells["faces"]}</td>' in page
 
 
 def test_a_plan_from_a_sample_extrapolates_by_bytes(
@@ -56,7 +61,9 @@ def test_a_plan_from_a_sample_extrapolates_by_bytes(
 ) -> None:
     folder = Path(recipe.input.uri).parent / "more"
     write_shards(folder, pictures)
-    few = planner.predict(pipeline.prepare(changed(recipe, "input", uri=str(folder))), 18)
+    prepared = pipeline.prepare(changed(recipe, "input", uri=str(folder)))
+    assert [shard.size for shard in prepared.shards] == [path.stat().st_size for path in sorted(folder.iterdir())]
+    few = planner.predict(prepared, 18)
     assert few.sampled == 18
     assert few.rows == 47
     half = planner._spread(1000, 200, 64)
@@ -109,6 +116,9 @@ def test_a_json_log_has_run_shard_and_step(recipe: Recipe, quiet: Quiet, capfd: 
     events = [(line["event"].partition(":")[0], line.get("shard")) for line in lines]
     assert events[0] == ("run started", None)
     assert ("shard failed", "train-00001") in events
+    (stage,) = [line for line in lines if line["event"] == "stage done" and line["shard"] == "train-00002"]
+    assert stage["steps"][:2] == ["size", "identity"]
+    assert (stage["cells"]["size"], stage["errors"]) == (7, {"truncated": 1, "empty": 1})
     assert {("shard done", "train-00000"), ("shard done", "train-00002")} < set(events)
     assert lines[-1]["event"] == "run ended"
     assert lines[-1]["exit_code"] == 3

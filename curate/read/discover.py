@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def discover(spec: InputSpec) -> list[Shard]:
         files = recognise(base, found) if spec.format == "auto" else named(place, found, spec.format)
     except OSError as failure:
         raise InputError("shard_unreadable", f"input.uri {spec.uri}: cannot be listed: {reason(failure)}") from failure
-    shards = [Shard(shard_id(relative(base, path)), base.at(path).uri, format, spec) for path, format in files]
+    sizes = {entry.path: entry.size for entry in found}
+    shards = [
+        Shard(shard_id(relative(base, path)), base.at(path).uri, format, spec, sizes[path]) for path, format in files
+    ]
     if not shards and spec.format in ("auto", "folder"):
         shards = folders(base, found, spec)
     if not shards:
@@ -122,13 +126,16 @@ def recognise(base: Place, found: list[Entry]) -> list[tuple[str, str]]:
 
 def folders(base: Place, found: Iterable[Entry], spec: InputSpec) -> list[Shard]:
     """One shard for each folder that holds pictures itself."""
-    paths = sorted({posixpath.dirname(e.path) for e in found if e.path.lower().endswith(PICTURES)})
+    sizes: Counter[str] = Counter()
+    for entry in found:
+        if entry.path.lower().endswith(PICTURES):
+            sizes[posixpath.dirname(entry.path)] += entry.size
     top = posixpath.basename(base.path) or "pictures"
     return [
-        Shard(shard_id(top), base.uri, "folder", spec) if path == base.path
+        Shard(shard_id(top), base.uri, "folder", spec, size) if path == base.path
         # A folder `a/a` would get the id of its parent `a`: it gets the long one.
-        else Shard(shard_id(name := relative(base, path), plain=name != top), base.at(path).uri, "folder", spec)
-        for path in paths
+        else Shard(shard_id(name := relative(base, path), plain=name != top), base.at(path).uri, "folder", spec, size)
+        for path, size in sorted(sizes.items())
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -65,6 +65,8 @@ class Shard:
     uri: str
     format: str
     spec: InputSpec
+    size: int = field(default=0, compare=False)
+    """Bytes, as they were listed; 0 where nobody listed them. For plans only: it is no part of what the shard is."""
 
 
 @dataclass(frozen=True)
