@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from curate.progress import Display
 from curate.recipe import Recipe, from_tables
 
 ROOT = Path(__file__).resolve().parent.parent
+KILLS = int(os.environ.get("CURATE_KILLS", "6"))  # `make faults` kills more often
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from conftest import ROOT, part_hashes
+from conftest import KILLS, ROOT, part_hashes
 
 from curate import pipeline
 from curate.errors import StoreError, UsageError
@@ -229,11 +230,12 @@ def test_an_ingest_that_is_killed_leaves_the_old_index_whole(finished_store: Pat
     command = (
         f"from curate.store import Store\nprint('go', flush=True)\nwhile True: Store({str(finished_store)!r}).rebuild()"
     )
-    for delay in (0.0, 0.05, 0.1, 0.2):
+    moments = random.Random(3)
+    for _ in range(KILLS):
         process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         process.stdout.readline()
-        threading.Event().wait(delay)
+        threading.Event().wait(moments.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
