@@ -58,6 +58,22 @@ def run(
 
 
 @app.command()
+def submit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file of the run, in this folder.")],
+    set: Set = [],  # noqa: B006  Typer reads the default and never changes it
+    address: Annotated[str, typer.Option(help="Ray's dashboard, http://host:8265; else RAY_API_SERVER_ADDRESS.")] = "",
+    name: Annotated[str, typer.Option(help="Submission id; Ray makes one up.")] = "",
+    wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
+) -> None:
+    """Run the main job on a Ray cluster; ends with the run's own exit code."""
+    from curate import submit as jobs
+    from curate.recipe import load
+
+    jobs.check(load(recipe, set))
+    raise typer.Exit(jobs.submit(recipe, set, address, name, wait=wait))
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file of the run.")],
     set: Set = [],  # noqa: B006  Typer reads the default and never changes it

@@ -63,7 +63,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     port = free_port()
     with s3_server() as s3:
         environment = {
-            **os.environ, **KEYS, "AWS_ENDPOINT_URL": s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "01234567" * 8,
+            **os.environ, **KEYS, "PATH": f"{BIN}:{os.environ['PATH']}", "AWS_ENDPOINT_URL": s3,
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "01234567" * 8,
             "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONWARNINGS": "ignore",
         }  # fmt: skip
         for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
@@ -210,6 +211,46 @@ def test_a_bad_recipe_fails_the_job_with_one_line_in_its_log(site: Site, recipe:
     assert "sharpness" in logs.stdout
     assert "Traceback" not in logs.stdout
     assert "exit code 2" in said
+
+
+def test_curate_submit_ends_with_the_runs_own_exit_code(site: Site, recipe: Recipe, tmp_path: Path) -> None:
+    """1: stopped. 2: a recipe that only the job finds bad. 3: more failed rows than allowed. Then 0."""
+
+    def submit(*sets: str, uri: str = "store") -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "curate.cli", "submit", str(where), "--address", site.dashboard]
+        command += [part for one in (f"store.uri={tmp_path / uri}", *sets) for part in ("--set", one)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=site.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    where = tmp_path / "recipe.toml"
+    where.write_text(to_toml(recipe), "utf-8")
+    local = subprocess.run(
+        [sys.executable, "-m", "curate.cli", "submit", where, "--set", "store.uri=here"], capture_output=True, text=True
+    )
+    assert (local.returncode, "a job runs elsewhere" in local.stderr) == (2, True)
+    for code, sets in (
+        (2, "policy.sharp=sharpnes > 4"),
+        (3, "run.max_failed_share=0.0"),
+        (0, "run.max_failed_share=0.5"),
+    ):
+        job = submit(sets)
+        said, _ = job.communicate(timeout=240)
+        assert job.returncode == code, said
+    job = submit("engine.range_rows=1", "sharpness.long_side_px=1024", uri="stopped")
+    assert job.stdout
+    name = job.stdout.readline().split()[1].rstrip(";")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "stopped" / "staging").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    subprocess.run(
+        [BIN / "ray", "job", "stop", "--address", site.dashboard, name], env=site.environment, capture_output=True
+    )
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 1, said
+    assert "Traceback" not in said
+    assert "*** SIG" not in said
 
 
 def test_without_the_token_nobody_submits(site: Site) -> None:
