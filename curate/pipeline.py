@@ -836,10 +836,11 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
     planned = planner.compare(plan.files, [str(version) for version in plan.versions], record["report"])
     record["report"] |= {"planned": planned} if planned else {}
     _write(plan, record)
-    outcome = DONE, 0.0
+    outcome, ended = (DONE, 0.0), {}
 
     def close(counts: dict[str, int]) -> None:
-        nonlocal outcome
+        nonlocal outcome, ended
+        ended = counts
         share = counts["failed"] / counts["rows"] if counts["rows"] else 0.0
         code = DONE
         if progress.interrupted:
@@ -855,7 +856,9 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
         store.ingest(closing=close, apart=plan.recipe.engine.kind == "ray")  # Ray's driver stays small
     progress.parts_not_indexed = 0
     code, share = outcome
-    log.log.info("run ended", extra={"fields": record["report"] | {"state": record["state"], "exit_code": code}})
+    log.log.info(
+        "run ended", extra={"fields": record["report"] | {"state": record["state"], "counts": ended, "exit_code": code}}
+    )
     display.finished(plan, progress, store, seconds, code, share)
     return code
 

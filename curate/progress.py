@@ -7,6 +7,7 @@ from another machine.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 10.0
 STATUS_EVERY_S = 1.0
+REMOTE_STATUS_EVERY_S = 5.0  # a put to an object store holds up the driver for some 50 ms
 SHARDS_SHOWN = 10  # failed shards that are named at the end; the table `shards` has them all
 
 
@@ -71,7 +73,7 @@ class Display:
     def show(self, plan: Plan, progress: Progress) -> None:
         """Show the state of the run; cheap enough to be called for every answer."""
         now = time.monotonic()
-        if now - self.written >= STATUS_EVERY_S:
+        if now - self.written >= (STATUS_EVERY_S if plan.files.local("") else REMOTE_STATUS_EVERY_S):
             self._status(plan, progress, "running")
         if self.live:
             self.live.update(self._picture(progress))
@@ -103,8 +105,11 @@ class Display:
             progress.waiting_for = ""
 
     def note(self, text: str) -> None:
-        """Say something above the live display."""
-        self.console.print(text, style="yellow", highlight=False)
+        """Say something above the live display, or in the JSON log."""
+        if log.isEnabledFor(logging.INFO):
+            log.warning(text)
+        else:
+            self.console.print(text, style="yellow", highlight=False)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -118,7 +123,12 @@ class Display:
     def finished(
         self, plan: Plan, progress: Progress, store: Store, seconds: float, code: int, failed_share: float
     ) -> None:
-        """The closing table: rows in, kept, dropped by reason, failed, captions, images/s by operator."""
+        """The closing table: rows in, kept, dropped by reason, failed, captions, images/s by operator.
+
+        Not for readers of JSON: the line `run ended` has it all.
+        """
+        if plan.recipe.run.log == "json":
+            return
         self.console.print(summary(store, progress, seconds))
         for shard, (error, message) in sorted(progress.shard_errors.items())[:SHARDS_SHOWN]:
             self.console.print(

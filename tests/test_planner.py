@@ -111,7 +111,7 @@ def test_an_address_for_metrics_that_is_none_or_taken_is_a_usage_error(recipe: R
 def test_a_json_log_has_run_shard_and_step(recipe: Recipe, quiet: Quiet, capfd: pytest.CaptureFixture[str]) -> None:
     (Path(recipe.input.uri) / "train-00001.parquet").write_bytes(b"PAR1 no")
     assert pipeline.run(changed(recipe, "run", log="json"), display=Display()) == 3
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]  # and nothing else is there
     assert {line["run"] for line in lines} == {Store(recipe.store.uri).rows("SELECT run_id FROM runs")[0][0]}
     events = [(line["event"].partition(":")[0], line.get("shard")) for line in lines]
     assert events[0] == ("run started", None)
@@ -122,6 +122,7 @@ def test_a_json_log_has_run_shard_and_step(recipe: Recipe, quiet: Quiet, capfd: 
     assert {("shard done", "train-00000"), ("shard done", "train-00002")} < set(events)
     assert lines[-1]["event"] == "run ended"
     assert lines[-1]["exit_code"] == 3
+    assert lines[-1]["counts"]["rows"] == 27
     assert not any(isinstance(handler.formatter, log.Json) for handler in logging.getLogger("curate").handlers)
 
 
