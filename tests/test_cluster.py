@@ -45,8 +45,10 @@ class Site:
         command = [BIN / "ray", "job", "submit", "--address", self.dashboard, "--", "true"]
         deadline = time.monotonic() + 240
         while (done := subprocess.run(command, env=self.environment, capture_output=True, text=True)).returncode:
-            assert "No available agent" in done.stdout + done.stderr, done.stdout + done.stderr
+            said = done.stdout + done.stderr
+            assert "No available agent" in said or "Failed to connect" in said or "refused" in said, said
             assert time.monotonic() < deadline, "no node takes jobs"
+            time.sleep(0.5)
 
     def submit(self, name: str, recipe: Path, *more: str) -> subprocess.Popen[str]:
         """`ray job submit`, as the README has it."""
