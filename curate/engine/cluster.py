@@ -115,17 +115,17 @@ class Cluster:
         for pool, crew in self.pools.items():
             if crew.queue:
                 self._stretch(pool)
-        done = self._done(timeout_s)
+        done = self._answers(timeout_s)
         ended: list[tuple[Task, Outcome]] = []
         for pool, crew in self.pools.items():
             for actor in list(crew.actors):
                 if actor.ready in done:
-                    if isinstance(gone := self._result(actor.ready), _Gone):
+                    if isinstance(gone := done[actor.ready], _Gone):
                         self._lost(pool, actor, gone, ended)
                         continue
                     actor.ready, actor.since, crew.failed_starts = None, time.monotonic(), 0
                 for task, ref in [pair for pair in actor.tasks if pair[1] in done]:
-                    outcome = self._result(ref)
+                    outcome = done[ref]
                     if isinstance(outcome, _Gone):
                         self._lost(pool, actor, outcome, ended)
                         break
@@ -163,14 +163,20 @@ class Cluster:
         if self.connected:
             self.ray.shutdown()  # leaves a cluster as it is and ends a Ray of its own
 
-    def _done(self, timeout_s: float) -> set[Any]:
-        """References that have resolved; waits for the first one."""
+    def _answers(self, timeout_s: float) -> dict[Any, Any]:
+        """What has come back, by reference; waits for the first answer. In one go, since each call to Ray costs time."""
         everyone = [actor for crew in self.pools.values() for actor in crew.actors]
         refs = [ref for actor in everyone for _, ref in actor.tasks]
         refs += [actor.ready for actor in everyone if actor.ready is not None]
-        if not refs or not self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]:
-            return set()
-        return set(self.ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+        if not refs:
+            return {}
+        done = self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+        if not done:
+            done = self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]
+        try:
+            return dict(zip(done, self.ray.get(done), strict=True))
+        except Exception:  # one of them is a death or an error: each by itself
+            return {ref: self._result(ref) for ref in done}
 
     def _result(self, ref: Any) -> Any:
         """The answer, or how the actor died; an exception in the worker is raised here."""
