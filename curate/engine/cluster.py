@@ -164,7 +164,7 @@ class Cluster:
             self.ray.shutdown()  # leaves a cluster as it is and ends a Ray of its own
 
     def _answers(self, timeout_s: float) -> dict[Any, Any]:
-        """What has come back, by reference; waits for the first answer. In one go, since each call to Ray costs time."""
+        """What has come back, by reference; waits for the first one. In one go: each call to Ray costs time."""
         everyone = [actor for crew in self.pools.values() for actor in crew.actors]
         refs = [ref for actor in everyone for _, ref in actor.tasks]
         refs += [actor.ready for actor in everyone if actor.ready is not None]
