@@ -139,7 +139,8 @@ def recipe_of(shards: Path, store: Path, processes: int, ocr: bool, kind: str) -
         {
             "input": {"uri": str(shards)}, "store": {"uri": str(store)},
             "ocr": {"engine": "rapidocr" if ocr else "none"},
-            "engine": {"kind": "inline" if kind == "inline" else "ray", "workers": processes, "range_rows": 64},
+            "engine": {"kind": "inline" if kind == "inline" else "ray", "workers": processes, "min_workers": processes,
+                       "range_rows": 64},
         }
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def run_job(shards: Path, processes: int, ocr: bool, side: str) -> None:
     if side == "rows":
         recipe = from_tables({
             "input": {"uri": str(shards)}, "store": {"uri": str(store)},
-            "engine": {"workers": processes, "range_rows": 2000},
+            "engine": {"workers": processes, "min_workers": processes, "range_rows": 2000},
         })  # fmt: skip
         path = NOTHING
     clock = Clock()

@@ -56,6 +56,8 @@ def test_compaction_changes_nothing_but_the_number_of_files(finished_store: Path
     packs = list((finished_store / "parts").glob("size@*/packs/*.parquet"))
     assert pq.read_table(packs[0]).num_rows == 47  # other tools see one table
     assert compact(LocalFiles(finished_store)) == (0, 0)
+    packs[0].rename(packs[0].with_name("renamed.parquet"))
+    assert contents(finished_store) == before
 
 
 def test_a_run_after_compaction_computes_only_what_is_new(

@@ -64,7 +64,7 @@ class Packs:
         """The pack that holds `part`, or None."""
         shard = part.shard[:NAME_CHARS]
         for pack in self.sizes:
-            first, last, _ = pack.rpartition("/")[2].split("~")
+            first, last = _shards(pack)
             if first <= shard <= last and part.path in self._footer(pack).places:
                 return pack
         return None
@@ -116,6 +116,12 @@ class Packs:
             while len(_footers) > FOOTERS:
                 _footers.popitem(last=False)
         return footer
+
+
+def _shards(pack: str) -> tuple[str, str]:
+    """The first and the last shard that a pack may hold, by its name; a pack that somebody renamed may hold any."""
+    found = pack.rpartition("/")[2].split("~")
+    return (found[0], found[1]) if len(found) == 3 else ("", chr(0x10FFFF))
 
 
 class _Remote(io.RawIOBase):
