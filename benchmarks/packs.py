@@ -33,7 +33,7 @@ class Counted(LocalFiles):
         super().__init__(root)
         self.requests = self.bytes = 0
 
-    def local(self, path: str) -> None:  # type: ignore[override]
+    def local(self, path: str) -> None:
         return None
 
     def exists(self, path: str) -> bool:

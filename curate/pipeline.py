@@ -836,7 +836,8 @@ def _finish(plan: Plan, record: dict[str, Any], progress: Progress, display: Dis
     planned = planner.compare(plan.files, [str(version) for version in plan.versions], record["report"])
     record["report"] |= {"planned": planned} if planned else {}
     _write(plan, record)
-    outcome, ended = (DONE, 0.0), {}
+    outcome = DONE, 0.0
+    ended: dict[str, int] = {}
 
     def close(counts: dict[str, int]) -> None:
         nonlocal outcome, ended

@@ -185,7 +185,7 @@ def test_what_is_read_of_a_pack_does_not_grow_with_it(tmp_path: Path) -> None:
         read_bytes = 0
         reads = 0
 
-        def local(self, path: str) -> None:  # type: ignore[override]
+        def local(self, path: str) -> None:
             return None
 
         def read(self, path: str) -> bytes:
