@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from curate.errors import CurateError, UsageError
+from curate.evaluate.command import evaluate
 from curate.rate.cli import campaign_app, fit, ratings_app, users_app
 from curate.synth.command import synth_app
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="The derived index and the parts it is made from.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 app.command()(fit)
+app.command()(evaluate)
 app.add_typer(users_app, name="users")
 app.add_typer(campaign_app, name="campaign")
 app.add_typer(ratings_app, name="ratings")

@@ -118,6 +118,7 @@ VIEWS = """\
 |---|---|---|
 | `samples` | an input row | all of the above |
 | `captions` | a caption: raw, or written by some version of a captioner or translator | `row_id, shard, row, kind` (raw, synthetic), `language, text, engine, model, revision, fingerprint, active` |
+| `evaluations` | the scores of one caption by one judge of it ([evaluate.md](evaluate.md)) | `row_id, shard, row, fingerprint, language, scorer, length, completeness, correlation, hallucination, subjectivity, reason, found, engine, model, active, mean` |
 | `scores` | one number of one row, of every version | `row_id, shard, row, operator, fingerprint, active, name, value` |
 | `errors` | a failed row | `row_id, shard, row, operator, error, message` |
 | `drops` | a dropped row | `row_id, shard, row, drop_reason, failing` (all predicates that it fails) |
@@ -127,7 +128,7 @@ VIEWS = """\
 | `policy` | a predicate of the active policy, in the order in which they judge | `position, name, predicate` |
 | `commits` | a part in the index | `path, operator, fingerprint, shard, sequence` |
 | `ratings` | a vote that counts ([rating.md](rating.md)) | `event_id, rated_at, campaign, rubric_version, sha256, row_id, rater, tier, flags, part, seconds` |
-| `consensus` | an image that people rated, by content | `sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities, row_id` |
+| `consensus` | an image that people rated, by content (captions that they rated: `consensus_items`) | `sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities, row_id` |
 
 Behind them, for the product's own use and free to change: `wide_cells` (the active versions side by side) and the view
 `wide`, `former_<operator>` (cells of versions that are no longer active), `cell_errors`, `shard_numbers`, `layout`,

@@ -202,6 +202,23 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
         Column("predicted_score", REAL, "expected tier, 1..5: the mean of the model's distribution over tiers"),
         Column("predicted_keep", REAL, "calibrated probability of a tier that is kept (>= keep_tier of the fit), 0..1"),
     ),
+    # One entry for each caption of the row and each judge of it: the view `evaluations` has them one a row.
+    "evaluate": (
+        Column("evaluate_caption", TEXTS, "fingerprint of the version that wrote the caption (view `captions`)"),
+        Column("evaluate_language", TEXTS, "language of the caption, en or zh"),
+        Column(
+            "evaluate_scorer", TEXTS, "who scored: `proxies` (rules), `judge MODEL/RUBRIC`, `people` (mean of votes)"
+        ),
+        Column("evaluate_length", BOX, "length, 1..5 (docs/evaluate.md); null: not scored"),
+        Column("evaluate_completeness", BOX, "completeness, 1..5: what is visible is described"),
+        Column("evaluate_correlation", BOX, "correlation, 1..5: what is described is described rightly"),
+        Column("evaluate_hallucination", BOX, "hallucination, 1..5: 5 is none"),
+        Column("evaluate_subjectivity", BOX, "subjectivity, 1..5: 5 is none"),
+        Column(
+            "evaluate_reason", TEXTS, "why there are no scores: refused, malformed, cut or a row error, with details"
+        ),
+        Column("evaluate_found", TEXTS, "what decided: contradicted claims, what is missing, opinions"),
+    ),
     "loss": (
         Column("train_loss", REAL, "error of the trained model, mean of 8 timesteps; raw caption, else synthetic"),
         Column("train_loss_raw", REAL, "the same under the raw caption"),
@@ -215,7 +232,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
 }
 
 # Operators that look at the whole store (curate/store/derived.py): no part of the path of a run.
-DERIVED: tuple[str, ...] = ("dedup", "balance", "alike", "predicted", "loss")
+DERIVED: tuple[str, ...] = ("dedup", "balance", "alike", "predicted", "evaluate", "loss")
 
 ROW = (Column("shard", TEXT, "shard that the row came from"), Column("row", LONG, "row in the shard, from 0"))
 FAILURE = (

@@ -16,6 +16,19 @@ CREATE OR REPLACE VIEW captions AS
 SELECT n.shard || ':' || (c._id & 4294967295) AS row_id, n.shard, c._id & 4294967295 AS row, c.* EXCLUDE (_id)
 FROM ({captions}) AS c JOIN shard_numbers AS n ON n.number = c._id >> 32;
 
+-- What rules, models and people say of each caption (`curate evaluate`): one row for each caption and judge.
+CREATE OR REPLACE VIEW evaluations AS
+SELECT e.*, o.engine, o.model, o.active,
+    list_avg(list_filter([completeness, correlation, hallucination, subjectivity], lambda x: x IS NOT NULL)) AS mean
+FROM (
+    SELECT row_id, shard, row, unnest(evaluate_caption) AS fingerprint, unnest(evaluate_language) AS language,
+        unnest(evaluate_scorer) AS scorer, unnest(evaluate_length) AS length, unnest(evaluate_completeness) AS completeness,
+        unnest(evaluate_correlation) AS correlation, unnest(evaluate_hallucination) AS hallucination,
+        unnest(evaluate_subjectivity) AS subjectivity, unnest(evaluate_reason) AS reason,
+        unnest(evaluate_found) AS found
+    FROM wide WHERE evaluate_scorer IS NOT NULL
+) AS e LEFT JOIN operators AS o ON o.fingerprint = e.fingerprint;
+
 -- Every numeric score in long form, of all versions: what changed when a scorer changed is one GROUP BY away.
 CREATE OR REPLACE VIEW scores AS
 SELECT n.shard || ':' || (s._id & 4294967295) AS row_id, n.shard, s._id & 4294967295 AS row, s.operator, s.fingerprint,

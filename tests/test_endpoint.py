@@ -42,6 +42,8 @@ class Server:
     most: int = 0
     hold: int = 0
     """Answers wait until so many requests are in flight."""
+    reply: Callable[[dict[str, Any]], str] | None = None
+    """What a good answer to a request says."""
     full: threading.Condition = field(default_factory=threading.Condition)
     stop: threading.Event = field(default_factory=threading.Event)
     location: str = ""
@@ -81,7 +83,7 @@ def serving(server: Server) -> Iterator[Server]:
                 server.full.wait_for(lambda: server.most >= server.hold, 10)
                 kind = server.script.pop(0) if server.script else "ok"
             try:
-                self.behave(kind, answer(f"seen {len(server.asked)}"))
+                self.behave(kind, answer(server.reply(body) if server.reply else f"seen {len(server.asked)}"))
             finally:
                 with server.full:
                     server.together -= 1

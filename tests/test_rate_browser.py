@@ -373,3 +373,32 @@ def test_the_lead_page_works_and_follows(page: Any, address: str, base: Path) ->
     page.click("main form.fields button")
     page.wait_for_url(f"{address}/lead/{made + 1}")
     assert "<b>second</b>" in page.locator("h1").inner_text()
+
+
+def test_a_caption_is_rated_where_it_is_shown_whatever_the_rater_has_hidden(
+    page: Any, address: str, base: Path
+) -> None:
+    made = new_campaign(base, rubric="caption-completeness", where="keep", captioners=("raw", "facts/en"))
+    ledger = Ledger(base / "ratings.sqlite")
+    ledger.write(lambda db: db.execute('UPDATE users SET settings = \'{"captions": "none"}\''))
+    texts = {
+        row["text"]
+        for row in ledger.read().execute(
+            "SELECT coalesce(en, zh) AS text FROM words JOIN items ON id = item_id WHERE campaign_id = ?", [made]
+        )
+    }
+    ledger.close()
+    page.goto(f"{address}/rate/{made}")
+    seen, pressed = set(), {}
+    rubric = load("caption-completeness")
+    for n in range(len(texts)):
+        page.wait_for_selector(READY)
+        assert page.locator("#subject").inner_text() == rubric.title["en"]
+        assert page.locator("#captions footer").all_inner_texts() == ["rate this caption, not the picture"]
+        seen.add(page.locator("#captions p").inner_text())
+        shown, keys = (page.locator(part).bounding_box()["y"] for part in ("#captions", "#tiers"))
+        assert shown < keys
+        press(page, "12345"[n % 5], pressed)
+    saved(page)
+    assert seen == texts
+    assert stored(base, made) == pressed

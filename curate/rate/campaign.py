@@ -2,8 +2,10 @@
 
     campaign_id = create(ledger, store, Plan("first", where="aesthetic > 5 AND faces <= 3", size=5000))
 
-An image is its SHA-256: of identical files in several rows one is asked about. What a rater is shown (captions, size)
-is copied into the campaign, so that a later run changes nothing under somebody's eyes. Votes, gold images, exemplars,
+An image is its SHA-256: of identical files in several rows one is asked about. Under a rubric with a `criterion` the
+captions are rated and not the images: then an item is one caption of an image, `sha256/fingerprint` by name, and those
+who rate are not told who wrote it. What a rater is shown (captions, size) is copied into the campaign, so that a later
+run changes nothing under somebody's eyes. Votes, gold images, exemplars,
 rubric and raters may all change while a campaign runs.
 """
 
@@ -25,6 +27,7 @@ from curate.errors import UsageError
 from curate.rate import queue, rubric
 from curate.rate.ledger import Ledger, audit
 from curate.store import Store
+from curate.store.captioners import captioners
 from curate.store.query import condition as checked
 
 SAMPLINGS = ("random", "stratified:COLUMN", "near:COLUMN", "near:COLUMN:VALUE", "predicted", "uncertain", "disagreeing")
@@ -52,6 +55,7 @@ class Plan:
     raters: tuple[str, ...] = ()  # none: everybody
     gold: tuple[tuple[str, int], ...] = ()  # (row_id or sha256, tier)
     exemplars: tuple[tuple[str, int], ...] = ()
+    captioners: tuple[str, ...] = ()  # whose captions are rated (curate/store/captioners.py); none: everybody's
     seed: int = 0
 
 
@@ -59,6 +63,7 @@ def create(ledger: Ledger, store: Store, plan: Plan, by: int | None = None) -> i
     """Make a campaign and let it run; returns its id. Raises UsageError that names what is wrong with the plan."""
     _check(plan)
     words = rubric.load(plan.rubric)
+    _check_subject(plan, words)
     db = store.connection()
     condition = checked(db, plan.where)
     now = ledger.clock()
@@ -72,6 +77,8 @@ def create(ledger: Ledger, store: Store, plan: Plan, by: int | None = None) -> i
     chosen = _chosen(db, ledger, plan, condition, list(marked))
     if not chosen:
         raise UsageError(f"no image with {plan.where!r} can be shown (rows that failed or have no size are left out)")
+    if words.criterion:
+        chosen = _captions(store, plan, chosen)
 
     def begin(sql: sqlite3.Connection) -> int:
         row = sql.execute("SELECT id, state, images FROM campaigns WHERE name = ?", [plan.name]).fetchone()
@@ -113,7 +120,7 @@ def create(ledger: Ledger, store: Store, plan: Plan, by: int | None = None) -> i
             "AND gold_tier IS NULL AND exemplar_tier IS NULL) WHERE id = ?1",
             [campaign_id],
         )
-        audit(sql, now, by, "campaign created", plan.name, f"{len(chosen)} images, {plan.votes} votes, {plan.where}")
+        audit(sql, now, by, "campaign created", plan.name, f"{len(chosen)} items, {plan.votes} votes, {plan.where}")
 
     ledger.write(start_it)
     return campaign_id
@@ -258,6 +265,44 @@ def _check(plan: Plan) -> None:
             raise UsageError(f"{name} = {value}: must be {low} to {high}")
     if plan.captions not in ("shown", "after", "hidden"):
         raise UsageError(f"captions {plan.captions!r}: use shown, after (the rating) or hidden")
+
+
+def _check_subject(plan: Plan, words: rubric.Rubric) -> None:
+    """Refuse what has no meaning for the rubric's subject, the picture or its caption."""
+    if not words.criterion and plan.captioners:
+        raise UsageError(
+            f"captioners: the rubric {plan.rubric!r} rates pictures; for captions take caption-completeness, ..."
+        )
+    if words.criterion and plan.captions != "shown":
+        raise UsageError(f"captions {plan.captions!r}: a caption must be shown to be rated")
+    if words.criterion and (plan.gold or plan.exemplars):
+        raise UsageError("gold and exemplars of a caption campaign are marked on the lead's page, *Pictures*")
+
+
+def _captions(store: Store, plan: Plan, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One item for each caption of the images. Neighbours are of different images, and no captioner has a place."""
+    wanted = {captioner.key: captioner for captioner in captioners(store, plan.captioners)}
+    texts: dict[str, list[tuple[str, str, str]]] = {}
+    rows = store.rows(
+        "SELECT row_id, fingerprint, language, text FROM captions WHERE row_id IN (SELECT unnest($1::VARCHAR[])) "
+        "AND trim(text) <> '' ORDER BY row_id, fingerprint, language",
+        [[image["row_id"] for image in images]],
+    )
+    for row_id, mark, language, text in rows:
+        if (mark, language) in wanted:
+            texts.setdefault(row_id, []).append((mark, language, text))
+    if not texts:
+        raise UsageError("none of these images has a caption to rate; see: curate sql STORE 'from captions'")
+    found, last = [], max((image["cluster"] for image in images), default=0)
+    for turn in range(max(map(len, texts.values()))):
+        for place, image in enumerate(images):
+            own = texts.get(image["row_id"], [])
+            if turn < len(own):
+                mark, language, text = own[(int(image["sha256"][:8], 16) + turn) % len(own)]
+                shown = {"caption_raw": None, "caption_en": None, "caption_zh": None, f"caption_{language}": text}
+                cluster = image["cluster"] or last + 1 + place  # captions of one picture come well apart
+                found.append({**image, **shown, "sha256": f"{image['sha256']}/{mark}", "cluster": cluster})
+    return found
 
 
 def _chosen(

@@ -153,13 +153,16 @@ def create(
     extra_votes: Annotated[
         int, typer.Option(help="More votes where they decide. [default: 1 when votes is at least 3, else 0]")
     ] = -1,
-    rubric: Annotated[str, typer.Option(help="kolors, plain, or a TOML file.")] = "kolors",
+    rubric: Annotated[str, typer.Option(help="kolors, plain, caption-CRITERION, or a TOML file.")] = "kolors",
     keep_tier: Annotated[int, typer.Option(help="Lowest tier that is kept. [default: the rubric's]")] = 0,
     gold: Annotated[Path | None, typer.Option(help="CSV with columns image, tier: images whose tier is known.")] = None,
     exemplars: Annotated[Path | None, typer.Option(help="CSV with columns image, tier: shown as help.")] = None,
     gold_every: Annotated[int, typer.Option(help="One gold image in so many, about; 0: none.")] = 20,
     repeat_every: Annotated[int, typer.Option(help="One hidden repeat in so many, about; 0: none.")] = 25,
     captions: Annotated[str, typer.Option(help="shown, after (the rating) or hidden.")] = "shown",
+    captioner: Annotated[
+        list[str], typer.Option(help="Whose captions, with a rubric of captions; repeatable. [default: all]")
+    ] = [],  # noqa: B006
     rater: Annotated[list[str], typer.Option(help="Account that may rate; repeatable. [default: all]")] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the sample and its order.")] = 0,
 ) -> None:
@@ -169,15 +172,17 @@ def create(
     plan = campaign.Plan(
         name=name, where=where, size=size, sample=sample, votes=votes,
         extra_votes=None if extra_votes < 0 else extra_votes, rubric=rubric, keep_tier=keep_tier or None,
-        gold_every=gold_every, repeat_every=repeat_every, captions=captions, raters=tuple(rater), seed=seed,
+        gold_every=gold_every, repeat_every=repeat_every, captions=captions, raters=tuple(rater),
+        captioners=tuple(captioner), seed=seed,
         gold=campaign.tiers_from_csv(gold) if gold else (),
         exemplars=campaign.tiers_from_csv(exemplars) if exemplars else (),
     )  # fmt: skip
     with _ledger(store) as (opened, ledger):
         made = campaign.create(ledger, opened, plan)
         row = ledger.read().execute("SELECT images FROM campaigns WHERE id = ?", [made]).fetchone()
+        what = "captions" if campaign.current_rubric(ledger.read(), made).criterion else "images"
     typer.echo(
-        f"campaign {name}: {row['images']:,} images, {votes} votes each; rate at /rate/{made} of: curate serve {store}"
+        f"campaign {name}: {row['images']:,} {what}, {votes} votes each; rate at /rate/{made} of: curate serve {store}"
     )
 
 

@@ -41,7 +41,8 @@ FROM rating_events AS e
 WHERE kind = 'vote' AND counted AND NOT EXISTS (FROM rating_events AS u WHERE u.undoes = e.event_id);
 CREATE OR REPLACE VIEW consensus AS
 SELECT sha256, tier, votes, campaign, rule, keep, gold, mean, spread, flags, model_tier, model_keep, probabilities,
-row_id FROM consensus_items QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY tier IS NULL, campaign_id DESC) = 1;
+row_id FROM consensus_items WHERE NOT contains(sha256, '/') -- captions that were rated are no images
+QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY tier IS NULL, campaign_id DESC) = 1;
 """
 
 EVENTS = pa.schema(
@@ -71,7 +72,7 @@ def mirror(db: duckdb.DuckDBPyConnection, files: Files) -> int:
     path = files.local(NAME)
     if path is None or not path.exists():
         return 0
-    with contextlib.closing(_reader(path)) as ledger:
+    with contextlib.closing(reader(path)) as ledger:
         if not ledger.execute("PRAGMA user_version").fetchone()[0]:
             return 0
         ledger.execute("BEGIN")  # one state of the ledger for events and images
@@ -97,14 +98,15 @@ def behind(db: duckdb.DuckDBPyConnection, files: Files) -> bool:
         row = db.execute("SELECT coalesce(max(event_id), 0) FROM rating_events").fetchone()
     except duckdb.CatalogException:
         return True
-    with contextlib.closing(_reader(path)) as ledger:
+    with contextlib.closing(reader(path)) as ledger:
         if not ledger.execute("PRAGMA user_version").fetchone()[0]:
             return False
         newest = ledger.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
     return bool(row is None or newest != row[0])
 
 
-def _reader(path: Path) -> sqlite3.Connection:
+def reader(path: Path) -> sqlite3.Connection:
+    """A read-only connection to a ledger; raises StoreError when the file is none."""
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=10)
         db.row_factory = sqlite3.Row

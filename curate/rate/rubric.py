@@ -18,7 +18,8 @@ from typing import Any
 from curate.errors import UsageError, nearest
 
 LANGUAGES = ("en", "zh")
-BUILT_IN = ("kolors", "plain")
+CRITERIA = ("length", "completeness", "correlation", "hallucination", "subjectivity")
+BUILT_IN = ("kolors", "plain", *(f"caption-{criterion}" for criterion in CRITERIA))
 TIERS = (1, 2, 3, 4, 5)
 # Letters that the rating page uses itself (curate/web/static/rate/keys.js): a flag cannot have them.
 TAKEN = frozenset("uszcgklpnhf")
@@ -55,6 +56,8 @@ class Rubric:
     keep_tier: int
     tiers: tuple[Tier, ...]
     flags: tuple[Flag, ...]
+    criterion: str = ""
+    """What of a caption is rated, one of CRITERIA; empty: the picture is."""
 
     def json(self) -> str:
         """The rubric as a campaign keeps it."""
@@ -101,7 +104,7 @@ def from_body(body: dict[str, Any], where: str) -> Rubric:
             raise UsageError(f"rubric {where}: {what} needs a text in each of: {', '.join(LANGUAGES)}")
         return {code: value[code] for code in LANGUAGES}
 
-    known = {"name", "version", "title", "keep_tier", "tiers", "flags"}
+    known = {"name", "version", "title", "keep_tier", "tiers", "flags", "criterion"}
     unknown = set(body) - known
     if unknown:
         word = sorted(unknown)[0]
@@ -131,7 +134,10 @@ def from_body(body: dict[str, Any], where: str) -> Rubric:
         flags.append(Flag(flag, key, words(entry.get("name"), f"name of flag {flag}")))
     if body.get("keep_tier") not in TIERS or not isinstance(body.get("version"), int):
         raise UsageError(f"rubric {where}: needs version (a number) and keep_tier (1 to 5)")
+    criterion = body.get("criterion", "")
+    if criterion and criterion not in CRITERIA:
+        raise UsageError(f"rubric {where}: criterion {criterion!r}{nearest(str(criterion), CRITERIA)}")
     return Rubric(
         str(body.get("name", "")), body["version"], words(body.get("title"), "title"), body["keep_tier"],
-        tuple(tiers), tuple(flags),
+        tuple(tiers), tuple(flags), criterion,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def sheets(store: Store, run: Run, cuts: list[Cut]) -> Sheets:
     }
     rows, row_ids = drawn.get((True, None), (0, []))
     cells = _cells(store, row_ids[:KEPT_SHOWN], ["width || ' × ' || height"])
-    kept = Sheet("kept", "", rows, _pictures(store, cells, THUMB_PX))
+    kept = Sheet("kept", "", rows, pictures(store, cells, THUMB_PX))
     dropped: list[Sheet] = []
     for p in run.predicates:
         read = list(dict.fromkeys(cut.expression for cut in cuts if cut.predicate == p.name))
@@ -76,7 +76,7 @@ def sheets(store: Store, run: Run, cuts: list[Cut]) -> Sheets:
             rows, row_ids = drawn.get((False, reason), (0, []))
             if rows and len(dropped) < REASONS_SHOWN:
                 cells = _cells(store, row_ids[:DROPPED_SHOWN], read)
-                dropped.append(Sheet(reason, p.sql, rows, _pictures(store, cells, THUMB_PX)))
+                dropped.append(Sheet(reason, p.sql, rows, pictures(store, cells, THUMB_PX)))
     return Sheets(kept, dropped)
 
 
@@ -86,7 +86,7 @@ def captions(store: Store) -> list[Cell]:
         f"SELECT arg_min(row_id, {DRAWN}, {CAPTIONS_SHOWN}) FROM wide "
         "WHERE error IS NULL AND (caption_en IS NOT NULL OR caption_zh IS NOT NULL)"
     )
-    return _pictures(store, _cells(store, row_ids or [], ["width || ' × ' || height"]), CAPTION_PX)
+    return pictures(store, _cells(store, row_ids or [], ["width || ' × ' || height"]), CAPTION_PX)
 
 
 def _cells(store: Store, row_ids: list[str], notes: list[str]) -> list[Cell]:
@@ -121,7 +121,7 @@ def _shortened(text: str | None) -> str:
     return text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " …"
 
 
-def _pictures(store: Store, cells: list[Cell], side_px: int) -> list[Cell]:
+def pictures(store: Store, cells: list[Cell], side_px: int) -> list[Cell]:
     """Put the thumbnails into the cells."""
     found = originals(store, [cell.row_id for cell in cells])
     for cell in cells:

@@ -323,7 +323,12 @@ function showFlags() {
 function showCaptions() {
   const box = at("captions");
   box.replaceChildren();
-  if (!current || settings.captions === "none" || campaign.captions === "hidden") return;
+  if (!current) return;
+  if (rubric.criterion) {
+    box.append(...captionsOf(current));
+    return;
+  }
+  if (settings.captions === "none" || campaign.captions === "hidden") return;
   if (campaign.captions === "after") {
     if (Object.keys(current.captions).length) box.append(make("p", "note", t("rate.captions.later")));
     return;
@@ -336,12 +341,12 @@ function captionsOf(task) {
   return kinds.flatMap(([code, kind]) => {
     const text = task.captions[code];
     const tongue = code === "raw" ? (/\p{Script=Han}/u.test(text ?? "") ? "zh" : "en") : code;
-    if (!text || (settings.captions !== "both" && settings.captions !== tongue)) return [];
+    if (!text || (!rubric.criterion && settings.captions !== "both" && settings.captions !== tongue)) return [];
     const quote = make("blockquote");
     const words = make("p", "", text);
     words.lang = tongue === "zh" ? "zh-Hans" : "en";
     words.dir = "auto";
-    quote.append(words, make("footer", "", t(kind)));
+    quote.append(words, make("footer", "", t(rubric.criterion ? "rate.judged" : kind)));
     return [quote];
   });
 }
@@ -412,6 +417,7 @@ function showWords() {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of document.querySelectorAll("[data-t-title]")) element.title = t(element.dataset.tTitle);
+  if (at("subject")) at("subject").textContent = rubric.title[language];
   at("language").textContent = language === "zh" ? "English" : "中文";
   at("language").lang = language === "zh" ? "en" : "zh-Hans";
   for (const button of at("tiers").children) {
