@@ -225,6 +225,7 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
                 "engine": "openai", "endpoint": f"http://127.0.0.1:{endpoint.server_address[1]}/v1", "model": "m",
             },
             "poster": {"engine": "caption", "rendered": 1.0},
+            "quality": {"engine": "none"},  # `A picture.` is too short for it
         }
     )  # fmt: skip
     assert pipeline.run(recipe, display=Display(Console(file=io.StringIO()))) == 0
