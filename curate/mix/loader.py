@@ -123,7 +123,8 @@ class MixDataset(IterableDataset[dict[str, Any]]):
         self._drawn_with: World | None = None
         self._epoch, self._step = 0, 0
         # How often each worker of a DataLoader went through an epoch: its copy of this object ends with it.
-        self._passes: torch.Tensor | None = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
+        passes = torch.zeros(MOST_WORKERS, dtype=torch.int64)
+        self._passes: torch.Tensor | None = passes.share_memory_()  # type: ignore[no-untyped-call]  # torch's own gap
 
     def _open(self, uri: str, named: bool) -> None:
         """Read the index of the first epoch's shards: every other epoch is computed."""

@@ -69,7 +69,8 @@ def _problems(files: Files, found: Mapping[str, Any], kind: str, workers: int) -
         if not files.exists(card.NAME) or files.read(card.NAME) != made:
             problems.append(f"{card.NAME} is not what the manifest makes of it")
         problems += _totals(found, counts) + _order(files, found)
-    if len(shown) == 2 and len(same := np.intersect1d(*(np.concatenate(digests) for digests in shown.values()))):
+    digests = [np.concatenate(of_split) for of_split in shown.values()]
+    if len(digests) == 2 and len(same := np.intersect1d(digests[0], digests[1])):
         problems.append(f"{len(same)} pictures stand in both splits, byte for byte")
     return sorted(problems)
 
