@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "marian": ["benchmarks.models", "marian", "--rows", "32"],
     "endpoint": ["benchmarks.models", "endpoint"],
     "endpoint64": ["benchmarks.models", "endpoint", "--requests", "64"],
+    "rating": ["benchmarks.rating"],
     "datajuicer": ["benchmarks.datajuicer"],
 }
 EXTRA = ("datajuicer",)
@@ -187,6 +188,24 @@ def endpoint(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure(f"the same until the last answer, {found['rows']:,} rows", found["idle"], "%", 0.05, at_most=True)
 
 
+def rating(found: dict[str, Any]) -> Iterator[Figure]:
+    about = f"{found['raters']} raters"
+    yield Figure(f"{about}: lost, duplicated and excess votes", _wrong(found), "", 0, at_most=True)
+    yield Figure(f"{about}: server time of an answer, p99", found["answer_p99_ms"], "ms", 30, at_most=True)
+    yield Figure(f"{about}: server time of a preview, p99", found["preview_p99_ms"], "ms", 80, at_most=True)
+    yield Figure(f"{about}: memory of the server", found["memory_mb"], "MB", 400, at_most=True)
+    yield Figure("key press to next picture painted, p95", found["paint_p95_ms"], "ms", 60, at_most=True)
+    large = f"campaign of {found['queue_images']:,} images"
+    yield Figure(f"{large}: the queue's answer, slowest of p99s", found["queue_ms"], "ms", 20, at_most=True)
+    yield Figure(f"{large}: numbers of the lead's page", found["standing_p50_ms"], "ms")
+    yield Figure(f"{large}: change of the rule", found["change_s"], "s")
+    yield Figure(f"{large}: longest wait of a rater meanwhile", found["change_wait_max_ms"], "ms", 1000, at_most=True)
+
+
+def _wrong(found: dict[str, Any]) -> int:
+    return int(sum(found[name] for name in ("lost", "duplicated", "twice_by_one_person", "in_excess")))
+
+
 def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("Data-Juicer, 2 processes", found["data_juicer"]["images_per_s"], "images/s")
     for engine in ("haar", "yunet"):
@@ -201,7 +220,7 @@ def datajuicer(found: dict[str, Any]) -> Iterator[Figure]:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     "scorers": scorers, "faces": faces, "ocr": ocr, "engine": engine, "store": store, "synth": synth,
-    "mix": mix, "marian": marian, "endpoint": endpoint, "endpoint64": endpoint,
+    "mix": mix, "marian": marian, "endpoint": endpoint, "endpoint64": endpoint, "rating": rating,
     "datajuicer": datajuicer,
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -341,10 +342,13 @@ def test_somebody_else_at_the_same_browser_does_not_send_my_answers(page: Any, a
     made = new_campaign(base)
     pressed: dict[int, int] = {}
     page.goto(f"{address}/rate/{made}")
-    page.route("**/answers", lambda route: route.abort())
-    press(page, "4", pressed)
+    page.wait_for_selector(READY)
+    page.context.clear_cookies()  # the session is over: the answer has to wait
+    now = lease(page)
+    page.keyboard.press("4")
+    page.wait_for_selector("#alarm:not([hidden])")
+    pressed[now] = 4
     page.goto("about:blank")
-    page.unroute("**/answers")
     signed_in(page, address, base, "lea")
     page.goto(f"{address}/rate/{made}")
     page.wait_for_selector(READY)
@@ -402,3 +406,202 @@ def test_a_caption_is_rated_where_it_is_shown_whatever_the_rater_has_hidden(
     saved(page)
     assert seen == texts
     assert stored(base, made) == pressed
+
+
+def test_answers_of_another_campaign_are_sent_from_wherever_one_is(page: Any, address: str, base: Path) -> None:
+    one, two, three = (new_campaign(base) for _ in range(3))
+    pressed: dict[int, dict[int, int]] = {one: {}, two: {}}
+    page.route("**/answers", lambda route: route.abort())
+    for made in (one, two):
+        page.goto(f"{address}/rate/{made}")
+        press(page, "4", pressed[made])
+        press(page, "2", pressed[made])
+    page.goto(f"{address}/rate")
+    page.wait_for_selector("#waiting:not([hidden])")
+    assert "4 answers" in page.locator("#waiting").inner_text()
+    page.goto(f"{address}/rate/{three}")
+    page.wait_for_selector("#state.bad[data-count='4']")
+    page.unroute("**/answers")
+    page.click("#state")
+    saved(page)
+    assert {made: stored(base, made) for made in pressed} == pressed
+    page.goto(f"{address}/rate")
+    page.wait_for_function("() => document.getElementById('waiting').hidden")
+
+
+def test_signing_in_again_in_another_tab_is_enough(page: Any, address: str, base: Path) -> None:
+    made = new_campaign(base)
+    pressed: dict[int, int] = {}
+    page.goto(f"{address}/rate/{made}")
+    press(page, "5", pressed)
+    saved(page)
+    page.context.clear_cookies()
+    press(page, "4", pressed)
+    page.wait_for_selector("#alarm:not([hidden])")
+    assert "One answer is kept" in page.locator("#alarm").inner_text()
+    signed_in(page, address, base, page.person)  # as the login in another tab does
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    saved(page)
+    page.wait_for_function("() => document.getElementById('alarm').hidden")
+    press(page, "3", pressed)
+    saved(page)
+    assert stored(base, made) == pressed
+
+
+def test_an_answer_that_the_server_refuses_is_kept_as_a_file(page: Any, address: str, base: Path) -> None:
+    made = new_campaign(base)
+    page.goto(f"{address}/rate/{made}")
+    page.route("**/answers", lambda route: route.abort())
+    pressed: dict[int, int] = {}
+    press(page, "4", pressed)
+    ledger = Ledger(base / "ratings.sqlite")  # what restoring a backup does to a lease that is younger
+    ledger.write(lambda db: db.execute("DELETE FROM leases WHERE campaign_id = ?", [made]))
+    ledger.close()
+    page.unroute("**/answers")
+    page.click("#state")
+    page.wait_for_selector("#alarm:not([hidden]) a[download]")
+    page.reload()
+    with page.expect_download() as download:
+        page.locator("#alarm a[download]").click()
+    kept = json.loads(Path(download.value.path()).read_text("utf-8"))
+    assert ({kept["answer"]["lease"]: kept["answer"]["tier"]}, kept["campaign"]) == (pressed, made)
+    page.locator("#alarm button.icon").first.click()
+    page.wait_for_function("() => document.getElementById('alarm').hidden")
+    page.reload()
+    page.wait_for_selector(READY)
+    assert page.locator("#alarm").is_hidden()
+
+
+def test_a_key_does_what_is_written_on_it(page: Any, address: str, base: Path) -> None:
+    made = new_campaign(base)
+    page.goto(f"{address}/rate/{made}")
+    page.wait_for_selector(READY)
+    page.click("#settings")
+    for taken in "-=w4+":  # the viewer's, a defect's, a tier's
+        page.click("[data-binding=undo]")
+        page.keyboard.press(taken)
+        assert page.locator("#keyproblem").is_visible(), taken
+        assert page.locator("[data-binding=undo] kbd").inner_text() == "U"
+    page.click("[data-binding='flag:watermark']")
+    page.keyboard.press("q")
+    page.click("[data-binding=undo]")
+    page.keyboard.press("w")
+    assert page.locator("#keyproblem").is_hidden()
+    page.locator("#settingssheet .close").click()
+    assert page.locator(".flag[data-flag=watermark] kbd").inner_text() == "Q"
+    page.keyboard.press("q")
+    assert page.locator(".flag[aria-pressed=true]").get_attribute("data-flag") == "watermark"
+    pressed: dict[int, int] = {}
+    now = lease(page)
+    press(page, "2", pressed)
+    page.keyboard.press("w")
+    page.wait_for_function("now => document.querySelector('.stage > img').src.includes(`/${now}/`)", arg=now)
+    page.reload()
+    page.wait_for_selector(READY)
+    assert page.locator(".flag[data-flag=watermark] kbd").inner_text() == "Q"
+
+
+def test_a_picture_that_may_be_unsafe_is_veiled_until_it_is_asked_for(page: Any, address: str, base: Path) -> None:
+    made = new_campaign(base)
+    ledger = Ledger(base / "ratings.sqlite")
+    ledger.write(lambda db: db.execute("UPDATE items SET risky = 1 WHERE campaign_id = ?", [made]))
+    ledger.close()
+    page.goto(f"{address}/rate/{made}")
+    page.wait_for_selector(READY)
+    now = lease(page)
+    page.keyboard.press("5")
+    assert (lease(page), page.locator("#veil").is_visible()) == (now, True)
+    assert "Show it first" in page.locator("#said").inner_text()
+    page.keyboard.press("v")
+    assert page.locator("#veil").is_hidden()
+    pressed: dict[int, int] = {}
+    press(page, "5", pressed)
+    assert page.locator("#veil").is_visible()
+    press(page, "1", pressed)  # "unsafe" can be said unseen
+    page.click("#settings")
+    page.click("#veilon")
+    page.locator("#settingssheet .close").click()
+    press(page, "4", pressed)
+    saved(page)
+    assert stored(base, made) == pressed
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(1366, 650), (1280, 800), (1440, 900), (640, 400), (844, 390), (390, 844), (320, 640)]
+)
+def test_all_that_a_rater_needs_is_on_the_screen(
+    chromium: Any, address: str, base: Path, width: int, height: int
+) -> None:
+    made = with_campaign(base, name=f"{width} by {height}")
+    ledger = Ledger(base / "ratings.sqlite")
+    text = "A long caption says what is to be seen. " * 8
+    ledger.write(
+        lambda db: db.execute(
+            "INSERT OR REPLACE INTO words SELECT id, 'short', ?, ? FROM items WHERE campaign_id = ?",
+            [text, "图中所示为一张横版图片，清晰的局部从柔和的周围中凸显出来。" * 4, made],
+        )
+    )
+    ledger.close()
+    page = watched(chromium.new_context(viewport={"width": width, "height": height}, locale="zh-CN"))
+    signed_in(page, address, base, "mei")
+    page.goto(f"{address}/rate/{made}")
+    page.wait_for_selector(READY)
+    controls = [
+        "#settings",
+        "#help",
+        "#undo",
+        "#skip",
+        "#captions",
+        ".flag >> nth=0",
+        *(f"[data-tier='{n}']" for n in range(1, 6)),
+    ]
+    for control in controls:
+        box = page.locator(control).bounding_box()
+        assert box["width"] > 0, control
+        assert (box["x"] >= 0, box["x"] + box["width"] <= width, box["y"] + box["height"] <= height) == (True,) * 3, (
+            control
+        )
+    room = page.evaluate("(({clientWidth: w, clientHeight: h}) => w * h)(document.getElementById('stage'))")
+    assert room >= 0.3 * width * height, "the picture has the most of it"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+def test_what_is_read_aloud_is_in_the_language_of_the_page_and_the_focus_stays(
+    page: Any, address: str, base: Path
+) -> None:
+    made = new_campaign(base)
+    page.goto(f"{address}/rate/{made}")
+    pressed: dict[int, int] = {}
+    press(page, "4", pressed)
+    assert page.locator("#said").inner_text().startswith("Rated 4, Ordinary snapshot. ")
+    page.click("#language")
+    press(page, "2", pressed)
+    assert page.locator("#said").inner_text().startswith("已评 2 级，有人工痕迹。")
+    assert page.locator("#said").get_attribute("aria-live") == "polite"
+    page.wait_for_selector(READY)
+    now = lease(page)
+    page.locator("[data-tier='3']").focus()
+    for key in ("ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    assert lease(page) == now, "arrows do not rate"
+    page.keyboard.press("Enter")
+    pressed[now] = 3
+    page.wait_for_function("now => !document.querySelector('.stage > img').src.includes(`/${now}/`)", arg=now)
+    page.wait_for_selector(READY)
+    assert page.evaluate("document.activeElement.dataset.tier") == "3"
+    saved(page)
+    assert stored(base, made) == pressed
+
+
+@pytest.mark.parametrize(
+    "path", ["/lead", "/lead/1", "/lead/new", "/lead/1/disagreements", "/accounts", "/rate", "/", "/what-if"]
+)
+def test_the_lead_s_pages_fit_a_phone(chromium: Any, address: str, base: Path, path: str) -> None:
+    new_campaign(base)
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "locale": "zh-CN"}
+    page = watched(chromium.new_context(**phone))
+    signed_in(page, address, base, "lea")
+    page.goto(address + path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.context.close()

@@ -11,6 +11,7 @@ from small_ledger import Clock, people
 
 from curate.errors import UsageError
 from curate.rate import campaign, fit, ordinal, queue, votes
+from curate.rate.campaign import near_groups
 from curate.rate.ledger import Ledger
 from curate.rate.votes import Action
 from curate.store import Store
@@ -111,6 +112,20 @@ def test_too_few_ratings_are_said_in_one_line(finished_store: Path) -> None:
     ledger.close()
 
 
+def test_thousands_of_equal_and_near_hashes_are_groups_at_once() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.integers(0, 256, (3, 32), np.uint8)
+    template = np.repeat(base[:1], 20_000, axis=0)  # screenshots of one page: a few bits of one byte differ
+    template[10_000:, 5] = draw.integers(0, 256, 10_000, np.uint8)
+    far = base[1:2].copy()
+    near_it = far.copy()
+    near_it[0, :31] ^= 1  # 31 bits, one in each byte: no band of two bytes is equal
+    groups = near_groups(np.concatenate([template, far, base[2:], near_it]))
+    assert sorted(map(len, groups)) == [2, 20_000]
+    assert next(group for group in groups if len(group) == 2) == [20_000, 20_002]
+    assert near_groups(np.zeros((0, 32), np.uint8)) == []
+
+
 def test_near_duplicates_are_on_one_side_of_a_fold() -> None:
     groups = np.array([0, 1, 1, 3, 1, 5, *range(6, 60)])
     fold = fit._folds(groups, 0)
@@ -139,9 +154,15 @@ def test_campaigns_sample_as_they_are_told(finished_store: Path) -> None:
     assert sum(v < 60 for v in strata) / 20 < sum(v < 60 for v in whole) / len(whole), "the crowd at 0 is one stratum"
     assert images("again", size=10) == images("and again", size=10), "a sample is keyed by its seed"
     assert images("other", size=10, seed=1) != images("once more", size=10)
-    for bad in ("near:nothing", "predicted", "disagreeing", "best", "near:sharpness_tile:x"):
+    for bad in (
+        "near:nothing", "predicted", "disagreeing", "best", "near:sharpness_tile:x", "near:caption_raw:3", "random:foo",
+        "near:caption_raw", "stratified",
+    ):  # fmt: skip
         with pytest.raises(UsageError, match="sample"):
             images(bad, sample=bad)
+    for condition in ("caption_raw::INTEGER > 3", "sha256 = (SELECT sha256 FROM samples)"):
+        with pytest.raises(UsageError, match="--where"):
+            campaign.create(ledger, store, campaign.Plan("odd", where=condition))
     with pytest.raises(UsageError, match="there already"):
         images("near")
     ledger.close()

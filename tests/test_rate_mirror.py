@@ -106,7 +106,7 @@ def test_a_change_of_the_rule_reaches_the_index_without_an_event(
     rate(ledger, made, user, 4)
     mirror(db, LocalFiles(tmp_path))
     assert db.sql("SELECT keep FROM consensus").fetchall() == [(False,)]
-    ledger.write(lambda sql: campaign.change(sql, made, None, 0, {"keep_tier": 4}))
+    campaign.change(ledger, made, None, {"keep_tier": 4})
     assert mirror(db, LocalFiles(tmp_path)) == 0
     assert db.sql("SELECT keep FROM consensus").fetchall() == [(True,)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from small_ledger import Clock, image_campaign, people
 
 from curate.errors import StoreError, UsageError
-from curate.rate import campaign, queue, votes
+from curate.rate import campaign, queue, rubric, votes
 from curate.rate.consensus import VoteRule, decide
 from curate.rate.ledger import Ledger
 from curate.rate.votes import Action, Outcome
@@ -74,6 +76,21 @@ def sound(db: sqlite3.Connection) -> None:
     ).fetchall()
     for cast, done, held, decided in sums:
         assert (cast, done) == (held, decided)
+    for n in range(1, 6):
+        assert (
+            db.execute(
+                f"SELECT id FROM campaigns AS c WHERE tier{n} <> (SELECT count(*) FROM items WHERE campaign_id = c.id "
+                f"AND tier = {n})"
+            ).fetchall()
+            == []
+        )
+    numbers = (
+        "SELECT (SELECT coalesce(sum(disputed), 0) FROM campaigns), (SELECT count(*) FROM items WHERE disputed > 0)"
+    )
+    said, listed = db.execute(numbers).fetchone()
+    assert said == listed
+    paces = db.execute("SELECT sum(votes), (SELECT count(*) FROM votes WHERE part = 'work') FROM pace").fetchone()
+    assert (paces[0] or 0) == paces[1]
 
 
 # the queue
@@ -188,6 +205,166 @@ def test_who_has_seen_everything_costs_no_search_until_something_comes_back(ledg
     take(ledger, made, other, 4)
     clock.minutes(11)
     assert take(ledger, made, one, 4) == []  # all of them are images that this person has rated
+
+
+def test_who_has_seen_thousands_that_are_open_looks_through_each_of_them_once(ledger: Ledger) -> None:
+    many = 9000
+    made = image_campaign(ledger, many)
+    (one,) = people(ledger, 1)
+    ledger.write(lambda db: db.execute("INSERT INTO seen SELECT ?, id FROM items", [one]))
+    ledger.write(lambda db: db.execute("UPDATE items SET urgent = 1 WHERE position % 2"))
+    for _ in range(3):
+        assert take(ledger, made, one, 9) == []
+    here = ledger.read().execute("SELECT * FROM desks WHERE user_id = ?", [one]).fetchone()
+    assert (here["place"] > many - queue.WINDOW, here["dry"] >= 0) == (True, True)
+    ledger.write(lambda db: db.execute("DELETE FROM seen WHERE item_id = (SELECT id FROM items WHERE position = 7)"))
+    assert take(ledger, made, one, 9) == [], "nothing has come back, so nothing is looked at"
+    ledger.write(lambda db: db.execute("UPDATE campaigns SET reopened = reopened + 1"))
+    given = {lease for _ in range(3) for lease in take(ledger, made, one, 9)}
+    assert len(given) == 1
+
+
+def test_what_opens_behind_everybody_is_found_by_them(ledger: Ledger, clock: Clock) -> None:
+    made = image_campaign(ledger, 30, votes=1)
+    one, other = people(ledger, 2)
+    first = take(ledger, made, one, 5)
+    for lease in take(ledger, made, other, 24):
+        vote(ledger, made, other, lease, 3)
+    vote(ledger, made, other, *take(ledger, made, other, 1), 3)
+    assert take(ledger, made, other, 5) == []
+    clock.minutes(11)
+    assert len(take(ledger, made, other, 9)) == len(first)
+    sound(ledger.read())
+
+
+def test_a_changed_rule_is_carried_through_in_parts_and_after_a_crash(ledger: Ledger) -> None:
+    images = 2 * campaign.CHUNK + 10
+    made = image_campaign(ledger, images, votes=2, keep_tier=5)
+    one, other = people(ledger, 2)
+    for user in (one, other):
+        for lease in take(ledger, made, user, 20):
+            vote(ledger, made, user, lease, 4)
+    parts = []
+    ledger.write(lambda db: db.execute("UPDATE campaigns SET votes = 3, resettle_after = 0"))
+    while (after := ledger.read().execute("SELECT resettle_after FROM campaigns").fetchone()[0]) is not None:
+        parts.append(after)
+        rest = ledger.write(lambda db, at=after: queue.settle_some(db, made, at, campaign.CHUNK))  # type: ignore[misc]
+        ledger.write(lambda db, at=rest: db.execute("UPDATE campaigns SET resettle_after = ?", [at]))  # type: ignore[misc]
+    assert parts == [0, campaign.CHUNK, 2 * campaign.CHUNK]
+    wanted = ledger.read().execute("SELECT wanted, count(*) FROM items GROUP BY 1").fetchall()
+    assert [row[:] for row in wanted] == [(3, images)]
+    # A process that died in the middle: the next one that is started goes on from there.
+    ledger.write(lambda db: db.execute("UPDATE campaigns SET votes = 2, resettle_after = ?", [campaign.CHUNK]))
+    assert campaign.unsettled(ledger.read()) == [made]
+    campaign.settle(ledger, made)
+    assert campaign.unsettled(ledger.read()) == []
+    assert items(ledger)[0]["tier"] is None, "it stands as it was before the place that had been reached"
+    campaign.change(ledger, made, None, {"keep_tier": 4})
+    assert items(ledger)[0]["tier"] == 4
+    sound(ledger.read())
+
+
+def test_more_votes_reopen_what_everybody_has_passed(ledger: Ledger) -> None:
+    made = image_campaign(ledger, 10, votes=1)
+    one, other = people(ledger, 2)
+    for lease in take(ledger, made, one, 10):
+        vote(ledger, made, one, lease, 4)
+    assert take(ledger, made, other, 10) == []
+    campaign.change(ledger, made, None, {"votes": 2})
+    assert len(take(ledger, made, other, 10)) == 10
+    sound(ledger.read())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"votes": 99}, {"votes": 0}, {"extra_votes": 13}, {"keep_tier": 6}, {"gold_every": -1}, {"captions": "x"}],
+)
+def test_a_change_is_held_to_the_ranges_of_creation(ledger: Ledger, changes: dict[str, object]) -> None:
+    made = image_campaign(ledger, 1)
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        campaign.change(ledger, made, None, changes)
+
+
+def test_an_answer_never_reaches_another_picture_over_a_restored_backup(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ratings.sqlite"
+    ledger = Ledger(path, clock)
+    made = image_campaign(ledger, 40, votes=1)
+    one, other = people(ledger, 2)
+    ledger.backup(tmp_path / "copy")
+    take(ledger, made, other, 4)
+    unsent = take(ledger, made, one, 8)  # answered in a browser that could not send
+    ledger.close()
+    for name in ("ratings.sqlite", "ratings.sqlite-wal", "ratings.sqlite-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+    (tmp_path / "copy").rename(path)
+    ledger = Ledger(path, clock)
+    anew = take(ledger, made, one, 12)  # other pictures than before
+    assert not set(anew) & set(unsent)
+    for lease in unsent:
+        assert vote(ledger, made, one, lease, 1).status == "refused"
+    assert max(unsent) < 2**53, "a number of JavaScript"
+    assert ledger.read().execute("SELECT count(*) FROM events").fetchone()[0] == 0
+    ledger.close()
+
+
+def test_what_a_vote_says_beyond_the_rubric_is_noted_and_the_vote_kept(ledger: Ledger) -> None:
+    made = image_campaign(ledger, 2)
+    (user,) = people(ledger, 1)
+    lease, skipped = take(ledger, made, user, 2)
+    said = Action("odd", "vote", lease=lease, tier=4, flags=("watermark", "notaflag"), rubric_version=999)
+    assert do(ledger, made, user, said).status == "stored"
+    event = ledger.read().execute("SELECT * FROM events").fetchone()
+    assert (event["tier"], event["flags"], event["rubric_version"]) == (4, "watermark", 0)
+    assert json.loads(event["context"]) == {"unknown_flags": ["notaflag"], "unknown_rubric_version": 999}
+    assert do(ledger, made, user, Action("mute", "skip", lease=skipped)).status == "refused"
+    assert do(ledger, made, user, Action("told", "skip", lease=skipped, reason="unsure")).status == "stored"
+
+
+def test_disputed_images_are_those_that_nobody_else_is_asked_about(ledger: Ledger) -> None:
+    made = image_campaign(ledger, 4, votes=3)
+    users = people(ledger, 3)
+    said = [(1, 5, 1), (3, 3, 3), (1, 5, None), (2, 3, 4)]
+    for at, user in enumerate(users):
+        for lease, tiers in zip(take(ledger, made, user, 4), said, strict=True):
+            if tiers[at]:
+                vote(ledger, made, user, lease, tiers[at])
+    assert [row["disputed"] for row in items(ledger)] == [5, 0, 0, 3], "the third one waits for its last vote"
+    ledger.write(lambda db: votes.adjudicate(db, items(ledger)[0]["id"], users[0], 2, "word", 0))
+    assert ledger.read().execute("SELECT disputed FROM campaigns").fetchone()[0] == 1
+    sound(ledger.read())
+
+
+def test_people_are_taken_off_a_campaign_and_put_on_it(ledger: Ledger) -> None:
+    made = image_campaign(ledger, 3)
+    one, other = people(ledger, 2)
+    take(ledger, made, one, 3)
+    names = [row["name"] for row in ledger.read().execute("SELECT name FROM users ORDER BY id")]
+    ledger.write(lambda db: campaign.assign(db, made, [names[1]], None, 0))
+    assert ledger.read().execute("SELECT count(*) FROM leases WHERE closed_ms IS NULL").fetchone()[0] == 0
+    assert campaign.for_person(ledger.read(), made, one, "rater") is None
+    assert campaign.for_person(ledger.read(), made, other, "rater") is not None
+    assert campaign.available(ledger.read(), made) == 1
+    with pytest.raises(UsageError, match="nobody else"):
+        ledger.write(lambda db: campaign.assign(db, made, ["nobody else"], None, 0))
+    ledger.write(lambda db: campaign.assign(db, made, [], None, 0))
+    assert campaign.for_person(ledger.read(), made, one, "rater") is not None
+    sound(ledger.read())
+
+
+def test_the_rubric_of_a_running_campaign_changes_by_a_newer_version(ledger: Ledger) -> None:
+    made = image_campaign(ledger, 1)
+    now = rubric.load("kolors")
+    newer = replace(now, version=2, flags=(*now.flags, rubric.Flag("grain", "r", {"en": "Grain", "zh": "噪点"})))
+    ledger.write(lambda db: campaign.change_rubric(db, made, newer, None, 0))
+    assert campaign.current_rubric(ledger.read(), made) == newer
+    (user,) = people(ledger, 1)
+    (lease,) = take(ledger, made, user)
+    said = Action("new-flag", "vote", lease=lease, tier=4, flags=("grain",), rubric_version=2)
+    assert do(ledger, made, user, said).status == "stored"
+    event = ledger.read().execute("SELECT flags, rubric_version, context FROM events").fetchone()
+    assert event[:] == ("grain", 2, "{}")
+    with pytest.raises(UsageError, match="raise `version`"):
+        ledger.write(lambda db: campaign.change_rubric(db, made, now, None, 0))
 
 
 def test_near_duplicates_do_not_follow_each_other(ledger: Ledger) -> None:
@@ -319,7 +496,7 @@ def test_votes_keep_line_and_gold_change_while_a_campaign_runs(ledger: Ledger) -
     users = people(ledger, 3)
     for lease in take(ledger, made, users[0], 2):
         vote(ledger, made, users[0], lease, 5)
-    ledger.write(lambda db: campaign.change(db, made, None, 0, {"votes": 2}))
+    campaign.change(ledger, made, None, {"votes": 2})
     assert [row["tier"] for row in items(ledger)] == [None, None, None]
     for lease in take(ledger, made, users[1], 3):
         vote(ledger, made, users[1], lease, 5)
@@ -329,7 +506,7 @@ def test_votes_keep_line_and_gold_change_while_a_campaign_runs(ledger: Ledger) -
     row = ledger.read().execute("SELECT images, done FROM campaigns").fetchone()
     assert row[:] == (2, 2)
     with pytest.raises(UsageError, match="cannot be changed"):
-        ledger.write(lambda db: campaign.change(db, made, None, 0, {"name": "x"}))
+        campaign.change(ledger, made, None, {"name": "x"})
 
 
 def test_events_cannot_be_changed_or_removed(ledger: Ledger) -> None:
@@ -499,6 +676,29 @@ def test_the_ledger_and_its_secret_are_for_their_owner_only(ledger: Ledger) -> N
     assert secret != bytes(32)
     for name in ("ratings.sqlite", "ratings.secret"):
         assert ledger.path.with_name(name).stat().st_mode & 0o077 == 0
+
+
+def test_a_ledger_of_the_first_layout_is_brought_up_to_date(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ratings.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript((Path(__file__).parent / "data" / "ratings-layout-1.sql").read_text("utf-8"))
+    db.close()
+    ledger = Ledger(path, clock)
+    for made in campaign.unsettled(ledger.read()):  # as the server does when it starts
+        campaign.settle(ledger, made)
+    row = ledger.read().execute("SELECT done, cast_votes, tier2, tier4, disputed FROM campaigns").fetchone()
+    assert row[:] == (1, 3, 1, 0, 1)
+    sound(ledger.read())
+    assert len(take(ledger, 1, 2, 9)) == 2
+    assert sorted(table_names(ledger.read())) == sorted(table_names(Ledger(tmp_path / "new.sqlite").read()))
+    ledger.close()
+
+
+def table_names(db: sqlite3.Connection) -> list[str]:
+    """Tables, indexes and triggers, with the columns of tables."""
+    found = [row["name"] for row in db.execute("SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")]
+    columns = [f"{name}.{row['name']}" for name in found for row in db.execute(f"PRAGMA table_info({name})")]
+    return found + columns
 
 
 def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -14,17 +14,19 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from hypothesis import given
 from rate_server import PASSWORD, Browser, serving, with_campaign, with_people
 from small_ledger import Clock
 from small_store import KEPT, SCRIPT, make_store
 
+from curate import web
 from curate.rate import queue, users
 from curate.rate.ledger import Ledger
 from curate.store import Store
 from curate.web import make_app
 from curate.web.access import LEVELS, level_of, local_path
 from curate.web.rating import page_json
-from curate.web.words import catalog
+from curate.web.words import catalog, translated
 
 ROLES = {"rita": "rater", "otto": "rater", "lea": "lead", "ada": "admin"}
 
@@ -387,6 +389,7 @@ def test_hostile_captions_are_data(service: Service) -> None:
     [
         {"tier": 0}, {"tier": 6}, {"tier": "5; DROP"}, {"tier": None}, {"kind": "adjudicate"}, {"lease": -1},
         {"key": "short"}, {"key": "<script>aaaaaaaa"}, {"flags": ["a b"]}, {"flags": ["x"] * 99}, {"reason": "<b>"},
+        {"kind": "skip"}, {"seen": {"shown": [-1, 2]}},
         {"seconds": -1}, {"seen": {"dpr": "NaN"}}, {"seen": {"evil": 1}}, {"user_id": 1}, {"lease": 10**30},
     ],
 )  # fmt: skip
@@ -397,6 +400,51 @@ def test_an_answer_that_makes_no_sense_is_refused_and_not_stored(service: Servic
     found = service.answer("ada", **(lease | {"tier": 3} | answer))
     assert found.status_code == 422 or found.json()["results"][0]["status"] == "refused"
     assert service.ledger.read().execute(count).fetchone()[0] == before
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_is_none_does_not_get_into_the_events(service: Service, number: str) -> None:
+    lease = service.lease("ada")
+    body = (
+        f'{{"answers": [{{"key": "nan-{number[:3]}-{lease}", "kind": "vote", "lease": {lease}, "tier": 3, '
+        f'"seen": {{"shown": [{number}, 1]}}}}]}}'
+    )
+    answer = service.browser("ada").post(
+        f"/api/campaigns/{service.campaign}/answers", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 422
+
+
+def test_nothing_that_the_api_describes_breaks_the_server(service: Service) -> None:
+    # Requests are drawn from the OpenAPI description, valid ones and broken ones; none may give a 5xx.
+    import schemathesis
+    from hypothesis import HealthCheck, settings
+
+    ada = service.browser("ada")
+    headers = {name: ada.headers[name] for name in ("origin", "x-csrf-token")}
+    headers["cookie"] = "; ".join(f"{name}={value}" for name, value in ada.cookies.items())
+    described = schemathesis.openapi.from_dict(service.app.openapi())
+    seen: dict[str, set[int]] = {}
+    for result in described.get_all_operations():
+        operation = result.ok()
+
+        def ask(case: Any, label: str = operation.label) -> None:
+            answer = case.call(base_url=service.address, headers=headers)
+            seen.setdefault(label, set()).add(answer.status_code)
+            assert answer.status_code < 500, case.as_curl_command()
+
+        @settings(max_examples=6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(
+            case=operation.as_strategy() | operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
+        )
+        def run(case: Any) -> None:
+            ask(case)
+
+        run()
+    assert len(seen) >= 12
+    assert any(200 in found for found in seen.values())
+    bad = service.ledger.read().execute("SELECT context FROM events WHERE NOT json_valid(context)").fetchall()
+    assert bad == []
 
 
 def test_a_large_body_is_refused_before_it_is_read(service: Service) -> None:
@@ -468,13 +516,136 @@ def test_what_leads_and_admins_do_is_noted(service: Service) -> None:
 
 def test_both_languages_say_everything(service: Service) -> None:
     assert set(catalog("en")) == set(catalog("zh"))
-    for key, text in catalog("en").items():
-        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", catalog("zh")[key])), key
-    browser = service.browser("lea")
-    assert browser.post("/language", data={"language": "zh", "next": "/lead"}).headers["location"] == "/lead"
-    assert 'lang="zh-Hans"' in browser.get("/lead").text
-    browser.post("/language", data={"language": "en", "next": "//evil.example"})
-    assert 'lang="en"' in browser.get("/lead").text
+
+
+SENTENCE = re.compile(r"""\btr\(\s*(["'])(.+?)\1""")
+
+
+def test_what_pages_say_beside_the_catalog_is_known_in_chinese() -> None:
+    folder = Path(web.__file__).parent / "templates"
+    texts = {found[1] for path in folder.glob("*.html") for found in SENTENCE.findall(path.read_text("utf-8"))}
+    whole = [text for text in texts if not text.endswith(" ") and not text.startswith((" ", "{:,}"))]
+    assert len(whole) > 50
+    unknown = [text for text in whole if translated("zh", text) == text and text not in ("NULL", "NULL'")]
+    assert unknown == []
+    for sentence in (
+        "no variation: every rating is the same", "majority", "campaign changed", "near:sharpness:60", "Page 3 of 7",
+        "votes = 99: must be 1 to 15", "There is nothing at /x.",
+        "Dropped by sharp: sharpness_tile >= 60 is not true (sharpness_tile = 1.9).", "Page 1 of 1,234",
+    ):  # fmt: skip
+        assert re.search(r"[\u4e00-\u9fff]", translated("zh", sentence)), sentence
+        assert translated("en", sentence) == sentence
+
+
+def test_every_audited_action_is_known_in_chinese() -> None:
+    folder = Path(web.__file__).parent.parent
+    source = "".join(path.read_text("utf-8") for path in [*folder.glob("rate/*.py"), *folder.glob("web/*.py")])
+    actions = set(re.findall(r'audit\((?:db|sql),[^"\n]*?"([a-z ]{5,})"', source))
+    assert {"campaign changed", "account added", "exported"} <= actions
+    assert [action for action in sorted(actions) if translated("zh", action) == action] == []
+
+
+def test_answers_of_today_are_those_that_stand_in_the_time_of_the_rater(service: Service) -> None:
+    service.browser("lea").post("/accounts", data={})  # nobody else rates as this person
+    lease = service.lease("rita")
+
+    def habit(offset: int = 0) -> dict[str, int]:
+        return dict(service.browser("rita").get(f"/api/me/habit?utc_offset_min={offset}").json())
+
+    before = habit()["today"]
+    service.answer("rita", lease=lease, tier=3, key="habit-0001")
+    service.answer("rita", kind="undo", undoes="habit-0001", key="habit-0002")
+    assert habit()["today"] == before
+    service.answer("rita", lease=lease, tier=4, key="habit-0003")
+    now = habit()
+    assert (now["today"], now["streak"]) == (before + 1, 1)
+    # At which clock it is another day: the service's clock stands at 22:13 UTC, or 06:13 of the next day in Shanghai.
+    service.clock.minutes(120)
+    assert habit()["today"] == 0
+    assert habit()["streak"] == 1, "a day that has just begun does not end a streak"
+    assert habit(480)["today"] == before + 1
+    assert service.browser("rita").get("/api/me/habit?utc_offset_min=9000").status_code == 422
+
+
+def test_problems_of_a_campaign_are_said_in_its_form(service: Service) -> None:
+    lea = service.browser("lea")
+    for fields, said in (
+        ({"sample": "near", "column": "caption_raw:3"}, "no number"),
+        ({"where": "caption_raw::INTEGER > 3"}, "--where"),
+        ({"where": "sha256 = (SELECT sha256 FROM samples)"}, "--where"),
+        ({"votes": "99"}, "must be 1 to 15"),
+        ({"gold": "image,tier\nnothing,9"}, "line 2"),
+        ({"exemplars": "nothing-like-a-row,4"}, "no row_id"),
+    ):
+        answer = lea.post("/lead/new", data={"name": "bad one", "where": "TRUE", "size": "7"} | fields)
+        assert answer.status_code == 400, fields
+        assert said in answer.text
+        assert 'value="bad one"' in answer.text, "the form is as it was filled in"
+    answer = lea.post(f"/lead/{service.campaign}", data={"act": "change", "votes": "99", "keep_tier": "3"})
+    assert (answer.status_code, "must be 1 to 15" in answer.text, 'value="99"' in answer.text) == (400, True, True)
+    row = service.ledger.read().execute("SELECT votes, keep_tier FROM campaigns WHERE id = ?", [service.campaign])
+    assert row.fetchone()[:] == (1, 5)
+
+
+def test_a_form_whose_session_is_over_leads_to_the_login(service: Service) -> None:
+    with Browser(service.address) as nobody:
+        answer = nobody.post("/lead/new", data={"name": "x"})
+    assert (answer.status_code, answer.headers["content-type"][:9]) == (401, "text/html")
+    assert 'name="next" value="/lead/new"' in answer.text
+
+
+def test_a_name_may_be_typed_in_full_width(service: Service) -> None:
+    with Browser(service.address) as browser:
+        assert browser.sign_in("ｒｉｔａ").status_code == 303
+
+
+def test_who_is_taken_off_a_campaign_sees_its_pictures_no_more(service: Service) -> None:
+    lease = service.lease("rita", service.closed_to_otto)
+    url = f"/api/leases/{lease}/preview"
+    assert service.browser("rita").get(url).status_code == 200
+    lea = service.browser("lea")
+    lea.post(f"/lead/{service.closed_to_otto}", data={"act": "raters", "rater.otto": "on"})
+    assert service.browser("rita").get(url).status_code == 404
+    assert service.browser("rita").get(f"/rate/{service.closed_to_otto}").status_code == 404
+    lea.post(f"/lead/{service.closed_to_otto}", data={"act": "raters", "rater.rita": "on"})
+    assert service.browser("rita").get(url).status_code == 200
+
+
+def test_the_number_of_disagreements_is_that_of_the_list(service: Service) -> None:
+    made = with_campaign(service.store, name="disputed", votes=2)
+    for name, tier in (("rita", 1), ("otto", 5)):
+        tasks = (
+            service.browser(name).post(f"/api/campaigns/{made}/tasks", json={"want": 24, "have": []}).json()["tasks"]
+        )
+        for n, task in enumerate(tasks):
+            service.answer(name, made, lease=task["lease"], tier=tier, key=f"disputed-{name}-{n}")
+    # Who is first leaves a vote open on each of 24 images, in the same order for both.
+    lea = service.browser("lea")
+    said = lea.get(f"/api/campaigns/{made}/standing").json()
+    listed = lea.get(f"/lead/{made}/disagreements").text.count('name="item"')
+    assert said["disputed"] == listed == 24
+    assert lea.get(f"/lead/{made}/disagreements?page_number=2").text.count('name="item"') == 0
+
+
+def test_progress_stays_coherent_while_images_are_decided(service: Service) -> None:
+    made = with_campaign(service.store, name="progress", votes=1)
+    done = 0
+    for n in range(3):
+        given = service.browser("otto").post(f"/api/campaigns/{made}/tasks", json={"want": 2, "have": []}).json()
+        for at, task in enumerate(given["tasks"]):
+            found = service.answer("otto", made, lease=task["lease"], tier=2, key=f"progress-{n}-{at}").json()[
+                "progress"
+            ]
+            done += 1
+            assert found == {"state": "running", "images": 55, "done": done, "mine": done}
+
+
+def test_a_campaign_that_too_few_may_rate_says_so_and_promises_nothing(service: Service) -> None:
+    made = with_campaign(service.store, name="lonely", votes=3, raters=("rita",))
+    service.answer("rita", made, lease=service.lease("rita", made), tier=3, key="lonely-0001")
+    said = service.browser("lea").get(f"/api/campaigns/{made}/standing").json()
+    assert (said["people"], said["votes_needed"], said["hours_left"]) == (1, 3, None)
+    assert "3 votes of different people" in service.browser("lea").get(f"/lead/{made}").text
 
 
 def test_on_this_machine_one_explores_without_an_account_and_rates_by_the_printed_link(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ rubric and raters may all change while a campaign runs.
 from __future__ import annotations
 
 import csv
+import functools
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,25 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from curate.errors import UsageError
+from curate.dedup.forest import Forest, first_equal
+from curate.dedup.near import MOST_BITS, near
+from curate.errors import UsageError, nearest
 from curate.rate import queue, rubric
 from curate.rate.ledger import Ledger, audit
 from curate.store import Store
 from curate.store.captioners import captioners
 from curate.store.query import condition as checked
+from curate.store.query import first_line
 
 SAMPLINGS = ("random", "stratified:COLUMN", "near:COLUMN", "near:COLUMN:VALUE", "predicted", "uncertain", "disagreeing")
-CHUNK = 5000  # images that one transaction brings in: raters of other campaigns wait for it
-NEAR_BITS = 31  # of 256 that differ between PDQ hashes of near duplicates
+CHUNK = 1000  # images that one transaction brings in or settles: raters wait for it
+CHANGES = ("votes", "extra_votes", "keep_tier", "gold_every", "repeat_every", "captions")
 LEAST_PDQ_QUALITY = 50
 STRATA = 10
+NUMERIC = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+           "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,17 @@ def create(ledger: Ledger, store: Store, plan: Plan, by: int | None = None) -> i
     db = store.connection()
     condition = checked(db, plan.where)
     now = ledger.clock()
-    users = ledger.read().execute("SELECT id, name FROM users WHERE disabled_ms IS NULL").fetchall()
-    ids = {row["name"].lower(): row["id"] for row in users}
-    unknown = [name for name in plan.raters if name.lower() not in ids]
-    if unknown:
-        raise UsageError(f"no account named {unknown[0]!r}; add it with: curate users add {store.uri} {unknown[0]}")
+    ids = _accounts(ledger.read(), plan.raters)
     marked: dict[str, tuple[int | None, int | None]] = {key: (tier, None) for key, tier in plan.gold}
     marked |= {key: (None, tier) for key, tier in plan.exemplars}
-    chosen = _chosen(db, ledger, plan, condition, list(marked))
-    if not chosen:
+    chosen = _chosen(db, ledger, plan, condition, list(marked), words.unsafe_tier)
+    if not len(chosen):
         raise UsageError(f"no image with {plan.where!r} can be shown (rows that failed or have no size are left out)")
+    clusters = _clusters(chosen)
     if words.criterion:
-        chosen = _captions(store, plan, chosen)
+        images = [row | {"cluster": cluster} for row, cluster in zip(chosen.to_pylist(), clusters, strict=True)]
+        captions = _captions(store, plan, images)
+        chosen, clusters = pa.Table.from_pylist(captions, chosen.schema), [row["cluster"] for row in captions]
 
     def begin(sql: sqlite3.Connection) -> int:
         row = sql.execute("SELECT id, state, images FROM campaigns WHERE name = ?", [plan.name]).fetchone()
@@ -105,14 +111,16 @@ def create(ledger: Ledger, store: Store, plan: Plan, by: int | None = None) -> i
         )  # fmt: skip
         made = int(cursor.lastrowid or 0)
         sql.execute("INSERT INTO rubrics VALUES (?, ?, ?, ?)", [made, words.version, words.json(), now])
-        for name in plan.raters:
-            sql.execute("INSERT OR IGNORE INTO assigned VALUES (?, ?)", [made, ids[name.lower()]])
+        sql.executemany("INSERT INTO assigned VALUES (?, ?)", [[made, id] for id in sorted(ids)])
         return made
 
     campaign_id = ledger.write(begin)
     for start in range(0, len(chosen), CHUNK):
-        part = chosen[start : start + CHUNK]
-        ledger.write(lambda sql, part=part: _insert(sql, campaign_id, part, plan, marked))  # type: ignore[misc]
+        part = chosen.slice(start, CHUNK).to_pylist()
+        near_of = clusters[start : start + CHUNK]
+        ledger.write(
+            lambda sql, at=start, part=part, near=near_of: _insert(sql, campaign_id, at, part, near, plan, marked)  # type: ignore[misc]
+        )
 
     def start_it(sql: sqlite3.Connection) -> None:
         sql.execute(
@@ -135,48 +143,111 @@ def set_state(db: sqlite3.Connection, campaign_id: int, state: str, by: int | No
     audit(db, now, by, f"campaign {state}", name)
 
 
-def change(db: sqlite3.Connection, campaign_id: int, by: int | None, now: int, changes: dict[str, Any]) -> None:
+def change(ledger: Ledger, campaign_id: int, by: int | None, changes: dict[str, Any]) -> None:
     """Change votes, extra_votes, keep_tier, gold_every, repeat_every or captions of a campaign that runs.
 
-    Images that were decided are decided again under the new rule. An image is never asked for fewer votes than it was
-    asked for already.
+    Images that were decided are decided again under the new rule, some at a time, so that nobody who rates waits for
+    it. An image is never asked for fewer votes than it was asked for already. Raises UsageError for what cannot be.
     """
-    allowed = {"votes", "extra_votes", "keep_tier", "gold_every", "repeat_every", "captions"}
-    unknown = set(changes) - allowed
+    unknown = sorted(set(changes) - set(CHANGES))
     if unknown:
-        raise UsageError(f"{sorted(unknown)[0]!r} of a campaign cannot be changed; only: {', '.join(sorted(allowed))}")
-    try:
-        for name, value in changes.items():
+        raise UsageError(f"{unknown[0]!r} of a campaign cannot be changed; only: {', '.join(CHANGES)}")
+    _check_rule(changes)
+
+    def begin(db: sqlite3.Connection) -> bool:
+        before = db.execute("SELECT * FROM campaigns WHERE id = ?", [campaign_id]).fetchone()
+        new = {name: value for name, value in changes.items() if before[name] != value}
+        for name, value in new.items():
             db.execute(f"UPDATE campaigns SET {name} = ? WHERE id = ?", [value, campaign_id])
-    except sqlite3.IntegrityError:
-        raise UsageError(f"{changes}: out of range") from None
-    row = db.execute("SELECT name, votes FROM campaigns WHERE id = ?", [campaign_id]).fetchone()
-    if changes.keys() & {"votes", "extra_votes", "keep_tier"}:
+        decides = bool(new.keys() & {"votes", "extra_votes", "keep_tier"})
+        if decides:
+            db.execute("UPDATE campaigns SET resettle_after = 0 WHERE id = ?", [campaign_id])
+        said = ", ".join(f"{name} {before[name]} -> {value}" for name, value in new.items())
+        if new:
+            audit(db, ledger.clock(), by, "campaign changed", before["name"], said)
+        return decides
+
+    if ledger.write(begin):
+        settle(ledger, campaign_id)
+
+
+def settle(ledger: Ledger, campaign_id: int) -> None:
+    """Decide the images of a campaign under its present rule; goes on where a process that died had stopped."""
+
+    def some(db: sqlite3.Connection) -> bool:
+        after = db.execute("SELECT resettle_after FROM campaigns WHERE id = ?", [campaign_id]).fetchone()[0]
+        if after is None:
+            return False
+        rest = queue.settle_some(db, campaign_id, after, CHUNK)
+        db.execute("UPDATE campaigns SET resettle_after = ? WHERE id = ?", [rest, campaign_id])
+        if rest is None:  # images behind everybody's place may be open again
+            db.execute("UPDATE desks SET place = -1, dry = -1 WHERE campaign_id = ?", [campaign_id])
+        return rest is not None
+
+    while ledger.write(some):
+        pass
+
+
+def unsettled(db: sqlite3.Connection) -> list[int]:
+    """Campaigns some of whose images were not decided yet under a changed rule when a process died."""
+    return [row["id"] for row in db.execute("SELECT id FROM campaigns WHERE resettle_after IS NOT NULL")]
+
+
+def assign(db: sqlite3.Connection, campaign_id: int, names: Sequence[str], by: int | None, now: int) -> None:
+    """Let the people named, and nobody else, rate in a campaign; no names: everybody.
+
+    Who is no longer among them gives back what they hold; their votes stay.
+    """
+    ids = _accounts(db, names)
+    name = db.execute("SELECT name FROM campaigns WHERE id = ?", [campaign_id]).fetchone()["name"]
+    db.execute("UPDATE campaigns SET everyone = ? WHERE id = ?", [not ids, campaign_id])
+    db.execute("DELETE FROM assigned WHERE campaign_id = ?", [campaign_id])
+    db.executemany("INSERT INTO assigned VALUES (?, ?)", [[campaign_id, id] for id in sorted(ids)])
+    if ids:
+        for row in db.execute(
+            "SELECT DISTINCT user_id FROM leases WHERE campaign_id = ? AND closed_ms IS NULL", [campaign_id]
+        ).fetchall():
+            if row["user_id"] not in ids:
+                queue.release(db, row["user_id"], now, campaign_id)
+    audit(db, now, by, "raters changed", name, ", ".join(names) or "everybody")
+
+
+def available(db: sqlite3.Connection, campaign_id: int) -> int:
+    """How many people may rate in a campaign: an image cannot have more votes than that."""
+    return int(
         db.execute(
-            "UPDATE items SET wanted = max(?1, (SELECT count(*) FROM leases WHERE item_id = "
-            "items.id AND closed_ms IS NULL "
-            "AND kind = 'work')), open = exemplar_tier IS NULL AND skips < ?3 WHERE campaign_id = ?2 AND votes = 0 "
-            "AND gold_tier IS NULL AND tier IS NULL",
-            [row["votes"], campaign_id, queue.HELD_AFTER],
-        )
-        touched = db.execute(
-            "SELECT id FROM items WHERE campaign_id = ? AND (votes > 0 OR id IN (SELECT item_id FROM leases "
-            "WHERE closed_ms IS NULL AND campaign_id = ?))",
-            [campaign_id, campaign_id],
-        ).fetchall()
-        for item in touched:
-            queue.settle(db, item["id"])
-        db.execute("UPDATE campaigns SET reopened = reopened + 1 WHERE id = ?", [campaign_id])
-    audit(db, now, by, "campaign changed", row["name"], str(changes))
+            "SELECT count(*) FROM users AS u, campaigns AS c WHERE c.id = ? AND u.disabled_ms IS NULL AND (c.everyone "
+            "OR EXISTS (SELECT 1 FROM assigned WHERE campaign_id = c.id AND user_id = u.id))",
+            [campaign_id],
+        ).fetchone()[0]
+    )
+
+
+def vocabulary(db: sqlite3.Connection, campaign_id: int) -> tuple[frozenset[str], frozenset[int]]:
+    """Flags and versions of all rubrics that the campaign has had."""
+    rows = db.execute("SELECT version, body FROM rubrics WHERE campaign_id = ? ORDER BY version", [campaign_id])
+    return _vocabulary(tuple((row["version"], row["body"]) for row in rows))
+
+
+@functools.lru_cache(maxsize=64)
+def _vocabulary(versions: tuple[tuple[int, str], ...]) -> tuple[frozenset[str], frozenset[int]]:
+    flags = frozenset(flag.flag for _, body in versions for flag in rubric.from_json(body).flags)
+    return flags, frozenset(version for version, _ in versions)
 
 
 def change_rubric(db: sqlite3.Connection, campaign_id: int, new: rubric.Rubric, by: int | None, now: int) -> None:
     """Give a campaign another version of its rubric; votes keep the version that they were made under."""
-    last = db.execute("SELECT max(version) AS v FROM rubrics WHERE campaign_id = ?", [campaign_id]).fetchone()["v"]
-    if new.version <= last:
-        raise UsageError(f"the rubric has version {new.version}; the campaign has {last}: raise the version")
+    last = db.execute(
+        "SELECT r.version, c.name FROM rubrics AS r JOIN campaigns AS c ON c.id = campaign_id "
+        "WHERE campaign_id = ? ORDER BY version DESC LIMIT 1",
+        [campaign_id],
+    ).fetchone()
+    if new.version <= last["version"]:
+        raise UsageError(
+            f"rubric {new.name!r} has version {new.version}; the campaign has {last['version']}: raise `version`"
+        )
     db.execute("INSERT INTO rubrics VALUES (?, ?, ?, ?)", [campaign_id, new.version, new.json(), now])
-    audit(db, now, by, "rubric changed", str(campaign_id), f"{new.name} {new.version}")
+    audit(db, now, by, "rubric changed", last["name"], f"{new.name} {new.version}")
 
 
 def mark(
@@ -199,11 +270,10 @@ def mark(
     )
     if was != now_special:
         db.execute(
-            "UPDATE campaigns SET images = images + ?, done = done - ? WHERE id = ?",
-            [-1 if now_special else 1, int(now_special and item["tier"] is not None), item["campaign_id"]],
+            "UPDATE campaigns SET images = images + ? WHERE id = ?", [-1 if now_special else 1, item["campaign_id"]]
         )
     if now_special:
-        db.execute("UPDATE items SET tier = NULL, rule = NULL, open = 0 WHERE id = ?", [item_id])
+        db.execute("UPDATE items SET tier = NULL, rule = NULL, open = 0, disputed = 0 WHERE id = ?", [item_id])
     else:
         queue.settle(db, item_id, urgent=True)
     audit(db, now, by, "image marked", str(item_id), f"gold {gold}, exemplar {exemplar}")
@@ -240,31 +310,62 @@ def tiers_from_csv(path: Path) -> tuple[tuple[str, int], ...]:
     """(row_id or sha256, tier) of each line of a CSV file with columns `image` and `tier`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            return tiers_from_lines(file.read().splitlines(), str(path))
     except (OSError, UnicodeDecodeError) as why:
         raise UsageError(f"{path}: {getattr(why, 'strerror', None) or why}") from None
+
+
+def tiers_from_lines(lines: Sequence[str], where: str) -> tuple[tuple[str, int], ...]:
+    """(row_id or sha256, tier) of each line; a first line that names the columns `image` and `tier` says their order.
+
+    `where` names the file or field in errors.
+    """
+    head = [name.strip() for name in next(csv.reader(lines[:1]), [])]
+    named = "image" in head and "tier" in head
+    columns = (head.index("image"), head.index("tier")) if named else (0, 1)
     found = []
-    for number, row in enumerate(rows, 2):
-        image, tier = (row.get("image") or "").strip(), (row.get("tier") or "").strip()
+    for number, row in enumerate(csv.reader(lines), 1):
+        if (number == 1 and named) or not row:
+            continue
+        image, tier = (row[at].strip() if at < len(row) else "" for at in columns)
         if not image or tier not in ("1", "2", "3", "4", "5"):
-            raise UsageError(f"{path} line {number}: needs columns image (row_id or sha256) and tier (1 to 5)")
+            raise UsageError(f"{where} line {number}: needs columns image (row_id or sha256) and tier (1 to 5)")
         found.append((image, int(tier)))
     return tuple(found)
+
+
+_RANGES = {
+    "votes": (1, 15), "extra_votes": (0, 12), "size": (0, 10**9), "gold_every": (0, 10**6), "repeat_every": (0, 10**6),
+    "keep_tier": (1, 5),
+}  # fmt: skip
 
 
 def _check(plan: Plan) -> None:
     if not (plan.name.strip() and len(plan.name) <= 80 and plan.name.isprintable()):
         raise UsageError(f"name {plan.name!r}: 1 to 80 printable characters")
-    ranges = {
-        "votes": (plan.votes, 1, 15), "extra_votes": (plan.extra_votes or 0, 0, 12), "size": (plan.size, 0, 10**9),
-        "gold_every": (plan.gold_every, 0, 10**6), "repeat_every": (plan.repeat_every, 0, 10**6),
-        "keep_tier": (plan.keep_tier or 1, 1, 5),
-    }  # fmt: skip
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise UsageError(f"{name} = {value}: must be {low} to {high}")
-    if plan.captions not in ("shown", "after", "hidden"):
-        raise UsageError(f"captions {plan.captions!r}: use shown, after (the rating) or hidden")
+    _check_rule({name: getattr(plan, name) for name in (*_RANGES, "captions") if getattr(plan, name) is not None})
+
+
+def _check_rule(values: dict[str, Any]) -> None:
+    """Refuse numbers of a campaign's rule that are out of range, with create and with change."""
+    for name, value in values.items():
+        low, high = _RANGES.get(name, (0, 0))
+        if name in _RANGES and not low <= value <= high:
+            raise UsageError(f"{name} = {value}: must be {low} to {high:,}")
+        if name == "captions" and value not in ("shown", "after", "hidden"):
+            raise UsageError(f"captions {value!r}: use shown, after (the rating) or hidden")
+
+
+def _accounts(db: sqlite3.Connection, names: Sequence[str]) -> set[int]:
+    rows = db.execute("SELECT id, name FROM users WHERE disabled_ms IS NULL").fetchall()
+    known = {row["name"].casefold(): row["id"] for row in rows}
+    unknown = [name for name in names if name.casefold() not in known]
+    if unknown:
+        raise UsageError(
+            f"no account named {unknown[0]!r}{nearest(unknown[0], [row['name'] for row in rows])}; "
+            f"add it with: curate users add STORE {unknown[0]}"
+        )
+    return {known[name.casefold()] for name in names}
 
 
 def _check_subject(plan: Plan, words: rubric.Rubric) -> None:
@@ -306,88 +407,93 @@ def _captions(store: Store, plan: Plan, images: Sequence[dict[str, Any]]) -> lis
 
 
 def _chosen(
-    db: duckdb.DuckDBPyConnection, ledger: Ledger, plan: Plan, condition: str, marked: Sequence[str]
-) -> list[dict[str, Any]]:
+    db: duckdb.DuckDBPyConnection, ledger: Ledger, plan: Plan, condition: str, marked: Sequence[str],
+    unsafe_tier: int | None,
+) -> pa.Table:  # fmt: skip
     """The images in the order in which they are asked for; marked ones come with them, wherever they are."""
     columns = {row[0]: row[1] for row in db.execute("DESCRIBE samples").fetchall()}
-    order, parameters = _order(db, ledger, plan, columns)
+    order, source, parameters = _order(db, ledger, plan, columns)
     limit = f"LIMIT {plan.size}" if plan.size else ""
     group = "CASE WHEN dedup_size > 1 THEN dedup_group END" if "dedup_group" in columns else "NULL"
-    rows = db.execute(
-        f"""
-        WITH images AS (
-            SELECT * FROM samples WHERE error IS NULL AND sha256 IS NOT NULL AND width > 0 AND height > 0
-            QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY shard, row) = 1),
-        ranked AS (SELECT sha256, {order} AS rank FROM images WHERE {condition}),
-        asked AS (
-            SELECT sha256, row_number() OVER (ORDER BY rank NULLS LAST, md5(sha256 || '{plan.seed}')) AS place
-            FROM ranked ORDER BY place {limit})
-        SELECT i.row_id, i.sha256, i.width, i.height, i.caption_raw, i.caption_en, i.caption_zh, i.pdq, i.pdq_quality,
-            {group} AS near
-        FROM images AS i LEFT JOIN asked AS a ON a.sha256 = i.sha256
-        WHERE a.place IS NOT NULL OR i.row_id IN (SELECT unnest($marked::VARCHAR[]))
-            OR i.sha256 IN (SELECT unnest($marked::VARCHAR[]))
-        ORDER BY a.place NULLS LAST, i.sha256""",
-        {"marked": list(marked), **parameters},
-    )
-    names = [column[0] for column in rows.description]
-    found = [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
-    missing = set(marked) - {row["row_id"] for row in found} - {row["sha256"] for row in found}
+    try:
+        found = db.execute(
+            f"""
+            WITH images AS (
+                SELECT * FROM samples WHERE error IS NULL AND sha256 IS NOT NULL AND width > 0 AND height > 0
+                QUALIFY row_number() OVER (PARTITION BY sha256 ORDER BY shard, row) = 1),
+            ranked AS (SELECT sha256, {order} AS rank FROM images {source} WHERE {condition}),
+            asked AS (
+                SELECT sha256, row_number() OVER (ORDER BY rank NULLS LAST, md5(sha256 || '{plan.seed}')) AS place
+                FROM ranked ORDER BY place {limit})
+            SELECT i.row_id, i.sha256, i.width, i.height, i.caption_raw, i.caption_en, i.caption_zh, i.pdq,
+                i.pdq_quality, {group} AS near, coalesce(i.predicted_tier = $unsafe, FALSE) AS risky
+            FROM images AS i LEFT JOIN asked AS a ON a.sha256 = i.sha256
+            WHERE a.place IS NOT NULL OR i.row_id IN (SELECT unnest($marked::VARCHAR[]))
+                OR i.sha256 IN (SELECT unnest($marked::VARCHAR[]))
+            ORDER BY a.place NULLS LAST, i.sha256""",
+            {"marked": list(marked), "unsafe": unsafe_tier, **parameters},
+        ).to_arrow_table()
+    except duckdb.Error as why:  # a condition that is sound in itself may still fail on some row
+        raise UsageError(f"--where {plan.where!r}, --sample {plan.sample!r}: {first_line(why)}") from None
+    missing = set(marked) - set(found["row_id"].to_pylist()) - set(found["sha256"].to_pylist()) if marked else ()
     if missing:
         raise UsageError(f"{sorted(missing)[0]!r} is no row_id and no sha256 of an image of this store")
-    for row, cluster in zip(found, _clusters(found), strict=True):
-        row["cluster"] = cluster
     return found
 
 
 def _order(
     db: duckdb.DuckDBPyConnection, ledger: Ledger, plan: Plan, columns: dict[str, str]
-) -> tuple[str, dict[str, Any]]:
-    """SQL that orders the images so that the first `size` of them are the sample."""
-    kind, _, rest = plan.sample.partition(":")
+) -> tuple[str, str, dict[str, Any]]:
+    """SQL that orders the images so that the first `size` of them are the sample, and what it joins to them."""
+    kind, colon, rest = plan.sample.partition(":")
     column, _, value = rest.partition(":")
+    if kind not in {name.partition(":")[0] for name in SAMPLINGS}:
+        raise UsageError(f"sample {plan.sample!r}{nearest(kind, SAMPLINGS)}")
+    if colon and kind not in ("stratified", "near"):
+        raise UsageError(f"sample {plan.sample!r}: {kind} takes nothing after it; write {kind!r}")
     if kind in ("stratified", "near") and column not in columns:
-        raise UsageError(f"sample {plan.sample!r}: no column {column!r}; `describe samples` lists them")
-    learned = db.execute("SELECT 1 FROM samples WHERE predicted_tier IS NOT NULL LIMIT 1").fetchone()
-    if kind in ("predicted", "uncertain") and not learned:
-        raise UsageError(f"sample {plan.sample!r}: no predicted tiers yet; make them with: curate fit STORE")
+        raise UsageError(f"sample {plan.sample!r}: no column {column!r}{nearest(column, columns)}")
+    numeric = columns.get(column, "").partition("(")[0] in NUMERIC
     key = f"md5(sha256 || '{plan.seed}')"
     quoted = '"' + column.replace('"', '""') + '"'
-    if kind == "random":
-        return key, {}
-    if kind == "predicted":
-        return f"row_number() OVER (PARTITION BY predicted_tier ORDER BY {key})", {}
-    if kind == "uncertain":
-        return "abs(coalesce(predicted_keep, 0.5) - 0.5)", {}
+    if kind in ("predicted", "uncertain"):
+        if not db.execute("SELECT 1 FROM samples WHERE predicted_tier IS NOT NULL LIMIT 1").fetchone():
+            raise UsageError(f"sample {plan.sample!r}: no predicted tiers yet; make them with: curate fit STORE")
+        if kind == "uncertain":
+            return "abs(coalesce(predicted_keep, 0.5) - 0.5)", "", {}
+        return f"row_number() OVER (PARTITION BY predicted_tier ORDER BY {key})", "", {}
     if kind == "stratified":
         parameters: dict[str, Any] = {}
         stratum = quoted
-        if columns[column] in ("INTEGER", "BIGINT", "FLOAT", "DOUBLE"):
+        if numeric:
             # Equal steps of the value and not of its rank: the tails are where a threshold is learned.
             ends = db.execute(f"SELECT quantile_cont({quoted}::DOUBLE, [0.01, 0.99]) FROM samples").fetchone()
             low, high = ends[0] if ends and ends[0] else (0.0, 1.0)
             stratum = f"least(greatest(floor({STRATA} * ({quoted} - $low) / ($high - $low)), 0), {STRATA - 1})"
             parameters = {"low": low, "high": max(high, low + 1e-9)}
-        return f"row_number() OVER (PARTITION BY {stratum} ORDER BY {key})", parameters
+        return f"row_number() OVER (PARTITION BY {stratum} ORDER BY {key})", "", parameters
     if kind == "near":
+        if not numeric:
+            raise UsageError(f"sample {plan.sample!r}: {column} is {columns[column]} and no number")
         cut = float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else None
         if value and cut is None:
             raise UsageError(f"sample {plan.sample!r}: {value!r} is no number")
-        return f"abs({quoted} - {cut if cut is not None else _policy_cut(db, column)})", {}
+        return f"abs({quoted} - {cut if cut is not None else _policy_cut(db, column)})", "", {}
     if kind == "disagreeing":
         rows = ledger.read().execute(
             "SELECT i.sha256, max(v.tier) - min(v.tier) AS spread FROM votes AS v JOIN items AS i ON i.id = v.item_id "
             "WHERE v.part = 'work' GROUP BY i.sha256 HAVING spread > 0"
         )
-        spread = {row["sha256"]: float(row["spread"]) for row in rows}
+        spread = {row["sha256"]: row["spread"] for row in rows}
         if not spread:
             raise UsageError("sample 'disagreeing': nobody has disagreed on any image yet")
-        shas, widths = list(spread), list(spread.values())
+        apart = "(SELECT unnest($apart::VARCHAR[]) AS sha256, unnest($spread::INTEGER[]) AS votes_apart)"
         return (
-            "coalesce(-($widths::DOUBLE[])[list_position($shas::VARCHAR[], sha256)], 0)",
-            {"shas": shas, "widths": widths},
+            "coalesce(-votes_apart, 0)",
+            f"LEFT JOIN {apart} AS apart USING (sha256)",
+            {"apart": list(spread), "spread": list(spread.values())},
         )
-    raise UsageError(f"sample {plan.sample!r} is not known; use one of: {', '.join(SAMPLINGS)}")
+    return key, "", {}
 
 
 def _policy_cut(db: duckdb.DuckDBPyConnection, column: str) -> float:
@@ -400,43 +506,49 @@ def _policy_cut(db: duckdb.DuckDBPyConnection, column: str) -> float:
 
 
 def _insert(
-    db: sqlite3.Connection, campaign_id: int, rows: Sequence[dict[str, Any]], plan: Plan,
-    marked: dict[str, tuple[int | None, int | None]],
+    db: sqlite3.Connection, campaign_id: int, position: int, rows: Sequence[dict[str, Any]], clusters: Sequence[int],
+    plan: Plan, marked: dict[str, tuple[int | None, int | None]],
 ) -> None:  # fmt: skip
-    last = db.execute("SELECT coalesce(max(position), -1) AS p FROM items WHERE campaign_id = ?", [campaign_id])
-    first = last.fetchone()["p"] + 1
-    for position, row in enumerate(rows, first):
+    first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM items").fetchone()[0]
+    items, words = [], []
+    for at, (row, cluster) in enumerate(zip(rows, clusters, strict=True)):
         gold, exemplar = marked.get(row["row_id"], marked.get(row["sha256"], (None, None)))
-        cursor = db.execute(
-            "INSERT INTO items (campaign_id, position, sha256, row_id, width, height, cluster, "
-            "gold_tier, exemplar_tier, "
-            "wanted, open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        items.append(
             [
-                campaign_id, position, row["sha256"], row["row_id"], row["width"], row["height"], row["cluster"], gold,
-                exemplar, 1000 if gold is not None else plan.votes, gold is None and exemplar is None,
-            ],
+                first + at, campaign_id, position + at, row["sha256"], row["row_id"], row["width"], row["height"],
+                cluster, gold, exemplar, 1000 if gold is not None else plan.votes, gold is None and exemplar is None,
+                row["risky"],
+            ]
         )  # fmt: skip
         texts = [row["caption_raw"], row["caption_en"], row["caption_zh"]]
         if any(texts):
-            db.execute("INSERT INTO words VALUES (?, ?, ?, ?)", [cursor.lastrowid, *texts])
+            words.append([first + at, *texts])
+    db.executemany(
+        "INSERT INTO items (id, campaign_id, position, sha256, row_id, width, height, cluster, gold_tier, "
+        "exemplar_tier, wanted, open, risky) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        items,
+    )
+    db.executemany("INSERT INTO words VALUES (?, ?, ?, ?)", words)
 
 
-def _clusters(rows: Sequence[dict[str, Any]]) -> list[int]:
-    """A number from 1 for each group of near duplicates among the rows, 0 for an image without any.
+def _clusters(images: pa.Table) -> list[int]:
+    """A number from 1 for each group of near duplicates among the images, 0 for one without any.
 
-    Groups of `curate dedup` are taken when they are there; else PDQ hashes that differ in at most NEAR_BITS of 256.
+    Groups of `curate dedup` are taken when they are there; else PDQ hashes that differ in at most 31 bits of 256.
     """
-    if any(row["near"] is not None for row in rows):
-        names: dict[Any, list[int]] = {}
-        for at, row in enumerate(rows):
-            if row["near"] is not None:
-                names.setdefault(row["near"], []).append(at)
-        groups = [group for group in names.values() if len(group) > 1]
+    names = images["near"].to_pylist()
+    if any(name is not None for name in names):
+        members: dict[Any, list[int]] = {}
+        for at, name in enumerate(names):
+            if name is not None:
+                members.setdefault(name, []).append(at)
+        groups = [group for group in members.values() if len(group) > 1]
     else:
-        sound = [at for at, row in enumerate(rows) if row["pdq"] and (row["pdq_quality"] or 0) >= LEAST_PDQ_QUALITY]
-        hashes = np.array([list(bytes.fromhex(rows[at]["pdq"])) for at in sound], np.uint8).reshape(-1, 32)
-        groups = [[sound[at] for at in group] for group in near_groups(hashes)]
-    found = [0] * len(rows)
+        hashes, qualities = images["pdq"].to_pylist(), images["pdq_quality"].to_pylist()
+        sound = [at for at, pdq in enumerate(hashes) if pdq and (qualities[at] or 0) >= LEAST_PDQ_QUALITY]
+        bits = np.frombuffer(bytes.fromhex("".join(hashes[at] for at in sound)), np.uint8).reshape(-1, 32)
+        groups = [[sound[at] for at in group] for group in near_groups(bits)]
+    found = [0] * len(names)
     for number, group in enumerate(groups, 1):
         for at in group:
             found[at] = number
@@ -444,41 +556,18 @@ def _clusters(rows: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def near_groups(hashes: npt.NDArray[np.uint8]) -> list[list[int]]:
-    """Groups of two or more rows of (N, 32) PDQ hashes that are linked by at most NEAR_BITS differing bits.
+    """Groups of two or more rows of (N, 32) PDQ hashes that are linked by at most 31 differing bits.
 
-    Two hashes that differ in at most 31 bits agree in one of 32 bytes; candidates are found by agreement of two
-    neighbouring bytes (16 bands). That misses pairs whose differences touch every band, one in eight of those at 31
-    bits and none below 16, and keeps a million images to seconds.
+    All of them, by the search of `curate dedup` (curate/dedup/near.py): a second for 10,000 images, a minute for a
+    million. Equal hashes are linked first, so that a million copies of one placeholder cost no more than one.
     """
-    if not len(hashes):
-        return []
-    parent = list(range(len(hashes)))
-
-    def root(at: int) -> int:
-        while parent[at] != at:
-            parent[at] = parent[parent[at]]
-            at = parent[at]
-        return at
-
-    hashes = np.ascontiguousarray(hashes)
-    bands, words = hashes.view(np.uint16).astype(np.int64), hashes.view(np.uint64)
-    for band in range(bands.shape[1]):
-        order = np.argsort(bands[:, band], kind="stable")
-        for a, b in _pairs(bands[order, band]):
-            left, right = order[a], order[b]
-            near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= NEAR_BITS
-            for one, other in zip(left[near].tolist(), right[near].tolist(), strict=True):
-                parent[root(one)] = root(other)
-    groups: dict[int, list[int]] = {}
-    for at in range(len(hashes)):
-        groups.setdefault(root(at), []).append(at)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _pairs(keys: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Index pairs of equal neighbours in sorted keys: with the next, the one after it, ... as long as any are equal."""
-    for step in range(1, len(keys)):
-        first = np.nonzero(keys[step:] == keys[:-step])[0]
-        if not len(first):
-            return
-        yield first, first + step
+    heads = first_equal(np.ascontiguousarray(hashes).view(np.uint64))
+    one_each = np.flatnonzero(heads == np.arange(len(heads)))
+    forest = Forest(len(one_each))
+    if len(one_each) > 1:
+        words = np.ascontiguousarray(hashes[one_each]).view(np.uint32)
+        near(words, (), MOST_BITS, forest, lambda a, b, turn: np.ones(len(a), np.bool_), threads=2)
+    root = one_each[forest.root][np.searchsorted(one_each, heads)]
+    order = np.argsort(root, kind="stable")
+    cuts = np.flatnonzero(np.diff(root[order])) + 1
+    return [group.tolist() for group in np.split(order, cuts) if len(group) > 1]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sqlite3 import Row
+
     from curate.rate.ledger import Ledger
     from curate.store import Store
 
@@ -179,11 +181,64 @@ def create(
     )  # fmt: skip
     with _ledger(store) as (opened, ledger):
         made = campaign.create(ledger, opened, plan)
-        row = ledger.read().execute("SELECT images FROM campaigns WHERE id = ?", [made]).fetchone()
+        row = ledger.read().execute("SELECT * FROM campaigns WHERE id = ?", [made]).fetchone()
         what = "captions" if campaign.current_rubric(ledger.read(), made).criterion else "images"
+        _say_people(row, max(campaign.available(ledger.read(), made), int(not rater)))
     typer.echo(
         f"campaign {name}: {row['images']:,} {what}, {votes} votes each; rate at /rate/{made} of: curate serve {store}"
     )
+
+
+@campaign_app.command()
+def change(
+    store: StoreAt,
+    name: Name,
+    votes: Annotated[int | None, typer.Option(help="Votes per image.")] = None,
+    extra_votes: Annotated[int | None, typer.Option(help="More votes where they decide.")] = None,
+    keep_tier: Annotated[int | None, typer.Option(help="Lowest tier that is kept.")] = None,
+    gold_every: Annotated[int | None, typer.Option(help="One gold image in so many, about; 0: none.")] = None,
+    repeat_every: Annotated[int | None, typer.Option(help="One hidden repeat in so many, about; 0: none.")] = None,
+    captions: Annotated[str | None, typer.Option(help="shown, after (the rating) or hidden.")] = None,
+    rubric: Annotated[str | None, typer.Option(help="A newer version: kolors, plain, or a TOML file.")] = None,
+    rater: Annotated[list[str], typer.Option(help="Account that may rate, in place of those before.")] = [],  # noqa: B006
+    everybody: Annotated[bool, typer.Option("--everybody", help="Let every account rate.")] = False,
+) -> None:
+    """Change a campaign while it runs; images are decided again under the new rule."""
+    from curate.errors import UsageError
+    from curate.rate import campaign
+    from curate.rate import rubric as rubrics
+
+    given = {
+        "votes": votes, "extra_votes": extra_votes, "keep_tier": keep_tier, "gold_every": gold_every,
+        "repeat_every": repeat_every, "captions": captions,
+    }  # fmt: skip
+    changes = {key: value for key, value in given.items() if value is not None}
+    if rater and everybody:
+        raise UsageError("--rater and --everybody: use one of them")
+    if not (changes or rubric or rater or everybody):
+        raise UsageError("nothing to change; name what: --votes, --keep-tier, --rubric, --rater, ... (see --help)")
+    words = rubrics.load(rubric) if rubric else None
+    with _ledger(store) as (_, ledger):
+        made = campaign.by_name(ledger.read(), name)["id"]
+        now = ledger.clock()
+        if words:
+            ledger.write(lambda db: campaign.change_rubric(db, made, words, None, now))
+        if rater or everybody:
+            ledger.write(lambda db: campaign.assign(db, made, rater, None, now))
+        campaign.change(ledger, made, None, changes)
+        row = ledger.read().execute("SELECT * FROM campaigns WHERE id = ?", [made]).fetchone()
+        _say_people(row, campaign.available(ledger.read(), made))
+    typer.echo(f"campaign {name}: {row['done']:,} of {row['images']:,} images decided")
+
+
+def _say_people(campaign: Row, people: int) -> None:
+    """Say when there are fewer people than votes: such a campaign never decides an image."""
+    if people < campaign["votes"]:
+        typer.echo(
+            f"note: {campaign['votes']} votes need {campaign['votes']} people, and {people or 'nobody'} may rate; "
+            "add accounts with `curate users add`, or use --votes 1",
+            err=True,
+        )
 
 
 @campaign_app.command("list")

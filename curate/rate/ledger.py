@@ -31,11 +31,36 @@ from curate.store.files import Files
 
 Answer = TypeVar("Answer")
 
-LAYOUT = 1
+LAYOUT = 2
 MOST_AT_ONCE = 64  # writes that share one commit
 BUSY_MS = 10_000  # how long a commit of another process may keep us waiting
 NAME = "ratings.sqlite"
 
+# Lists of a campaign's images that pages and the queue read from the front, without walking over a million others.
+_INDEXES = """
+CREATE INDEX ready ON items (campaign_id, urgent, position, cluster) WHERE open = 1;
+CREATE INDEX begun ON items (campaign_id, id) WHERE tier IS NULL AND votes > 0 AND gold_tier IS NULL;
+CREATE INDEX disputes ON items (campaign_id, disputed DESC, id) WHERE disputed > 0;
+"""
+# Counters follow from what they count by triggers, whoever changes it: numbers of a million images cost a look.
+_COUNTERS = """
+CREATE TABLE pace (                   -- votes a minute
+    campaign_id INTEGER NOT NULL, minute INTEGER NOT NULL, votes INTEGER NOT NULL,
+    PRIMARY KEY (campaign_id, minute)) STRICT, WITHOUT ROWID;
+CREATE TRIGGER images_are_counted AFTER UPDATE OF tier, votes, disputed ON items
+WHEN old.tier IS NOT new.tier OR old.votes <> new.votes OR old.disputed <> new.disputed BEGIN
+    UPDATE campaigns SET done = done + (new.tier IS NOT NULL) - (old.tier IS NOT NULL),
+        cast_votes = cast_votes + new.votes - old.votes,
+        disputed = disputed + (new.disputed > 0) - (old.disputed > 0),
+        tier1 = tier1 + (new.tier IS 1) - (old.tier IS 1), tier2 = tier2 + (new.tier IS 2) - (old.tier IS 2),
+        tier3 = tier3 + (new.tier IS 3) - (old.tier IS 3), tier4 = tier4 + (new.tier IS 4) - (old.tier IS 4),
+        tier5 = tier5 + (new.tier IS 5) - (old.tier IS 5)
+    WHERE id = new.campaign_id; END;
+CREATE TRIGGER votes_are_counted AFTER INSERT ON votes WHEN new.part = 'work' BEGIN
+    INSERT INTO pace VALUES (new.campaign_id, new.at_ms / 60000, 1) ON CONFLICT DO UPDATE SET votes = votes + 1; END;
+CREATE TRIGGER votes_are_taken_back AFTER DELETE ON votes WHEN old.part = 'work' BEGIN
+    UPDATE pace SET votes = votes - 1 WHERE campaign_id = old.campaign_id AND minute = old.at_ms / 60000; END;
+"""
 TABLES = """
 CREATE TABLE users (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE,
@@ -64,7 +89,10 @@ CREATE TABLE campaigns (
     everyone INTEGER NOT NULL, condition TEXT NOT NULL, sampling TEXT NOT NULL, seed INTEGER NOT NULL,
     created_ms INTEGER NOT NULL, created_by INTEGER REFERENCES users,
     images INTEGER NOT NULL DEFAULT 0, done INTEGER NOT NULL DEFAULT 0, cast_votes INTEGER NOT NULL DEFAULT 0,
-    reopened INTEGER NOT NULL DEFAULT 0) STRICT;
+    reopened INTEGER NOT NULL DEFAULT 0,
+    tier1 INTEGER NOT NULL DEFAULT 0, tier2 INTEGER NOT NULL DEFAULT 0, tier3 INTEGER NOT NULL DEFAULT 0,
+    tier4 INTEGER NOT NULL DEFAULT 0, tier5 INTEGER NOT NULL DEFAULT 0, disputed INTEGER NOT NULL DEFAULT 0,
+    resettle_after INTEGER) STRICT;  -- images up to this id stand under the rule; NULL: all do
 CREATE TABLE rubrics (                -- every version of a campaign's rubric; events name the one they were made under
     campaign_id INTEGER NOT NULL REFERENCES campaigns, version INTEGER NOT NULL, body TEXT NOT NULL,
     at_ms INTEGER NOT NULL, PRIMARY KEY (campaign_id, version)) STRICT;
@@ -77,8 +105,8 @@ CREATE TABLE items (                  -- an image of a campaign
     cluster INTEGER NOT NULL DEFAULT 0, gold_tier INTEGER, exemplar_tier INTEGER,
     wanted INTEGER NOT NULL, votes INTEGER NOT NULL DEFAULT 0, skips INTEGER NOT NULL DEFAULT 0,
     open INTEGER NOT NULL, urgent INTEGER NOT NULL DEFAULT 0, tier INTEGER, rule TEXT,
+    disputed INTEGER NOT NULL DEFAULT 0, risky INTEGER NOT NULL DEFAULT 0,
     UNIQUE (campaign_id, sha256), CHECK (votes <= wanted)) STRICT;
-CREATE INDEX ready ON items (campaign_id, urgent, position) WHERE open = 1;
 CREATE INDEX golds ON items (campaign_id) WHERE gold_tier IS NOT NULL;
 CREATE INDEX exemplars ON items (campaign_id) WHERE exemplar_tier IS NOT NULL;
 CREATE INDEX tiers ON items (campaign_id, tier) WHERE tier IS NOT NULL;
@@ -100,7 +128,7 @@ CREATE TABLE desks (                  -- where a person stands in a campaign
     campaign_id INTEGER NOT NULL REFERENCES campaigns, user_id INTEGER NOT NULL REFERENCES users,
     served INTEGER NOT NULL DEFAULT 0, rated INTEGER NOT NULL DEFAULT 0,
     place INTEGER NOT NULL DEFAULT -1, urgent_place INTEGER NOT NULL DEFAULT -1, dry INTEGER NOT NULL DEFAULT -1,
-    PRIMARY KEY (campaign_id, user_id)) STRICT, WITHOUT ROWID;
+    round INTEGER NOT NULL DEFAULT -1, PRIMARY KEY (campaign_id, user_id)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE events (                 -- everything that anybody said, in order; the client's key makes a retry harmless
     id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, campaign_id INTEGER NOT NULL REFERENCES campaigns,
@@ -124,6 +152,31 @@ CREATE TABLE releases (
     id INTEGER PRIMARY KEY, campaign_id INTEGER NOT NULL REFERENCES campaigns, at_ms INTEGER NOT NULL,
     path TEXT NOT NULL, sha256 TEXT NOT NULL, facts TEXT NOT NULL) STRICT;
 """
+TABLES += _INDEXES + _COUNTERS
+# What brings a ledger of an older layout to the next one: votes of people are not to be lost to a new version.
+UPGRADES = {
+    1: """
+ALTER TABLE campaigns ADD COLUMN tier1 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN tier2 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN tier3 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN tier4 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN tier5 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE campaigns ADD COLUMN resettle_after INTEGER;
+ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN risky INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE desks ADD COLUMN round INTEGER NOT NULL DEFAULT -1;
+DROP INDEX ready;
+UPDATE campaigns SET tier1 = (SELECT count(*) FROM items WHERE campaign_id = campaigns.id AND tier = 1),
+    tier2 = (SELECT count(*) FROM items WHERE campaign_id = campaigns.id AND tier = 2),
+    tier3 = (SELECT count(*) FROM items WHERE campaign_id = campaigns.id AND tier = 3),
+    tier4 = (SELECT count(*) FROM items WHERE campaign_id = campaigns.id AND tier = 4),
+    tier5 = (SELECT count(*) FROM items WHERE campaign_id = campaigns.id AND tier = 5), resettle_after = 0;
+"""
+    + _INDEXES
+    + _COUNTERS
+    + "INSERT INTO pace SELECT campaign_id, at_ms / 60000, count(*) FROM votes WHERE part = 'work' GROUP BY 1, 2;\n"
+}
 
 
 def now_ms() -> int:
@@ -188,6 +241,9 @@ class Ledger:
         if db is None:
             db = _open(self.path)
             db.execute("PRAGMA query_only = ON")
+            db.execute(
+                "PRAGMA cache_size = -2000"
+            )  # there is one for each thread, and the file is in the system's cache
             self._local.db = db
             with self._closing:
                 self._readers.append(db)
@@ -249,14 +305,16 @@ class Ledger:
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
         with contextlib.closing(_open(self.path)) as db:
             layout = db.execute("PRAGMA user_version").fetchone()[0]
-            if layout not in (0, LAYOUT):
-                raise StoreError(f"{self.path}: layout {layout}; this version reads {LAYOUT}")
-            if layout == 0:
+            if not 0 <= layout <= LAYOUT:
+                raise StoreError(f"{self.path}: layout {layout}; this version reads 1 to {LAYOUT}")
+            if layout < LAYOUT:
                 with immediate(db):
-                    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                        for statement in _statements(TABLES):
+                    for at in range(db.execute("PRAGMA user_version").fetchone()[0], LAYOUT):
+                        for statement in _statements(UPGRADES[at] if at else TABLES):
                             db.execute(statement)
-                        db.execute(f"PRAGMA user_version = {LAYOUT}")
+                        if not at:
+                            break
+                    db.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def _work(self) -> None:
         db = _open(self.path)

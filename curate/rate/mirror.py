@@ -169,7 +169,16 @@ def _mark(ledger: sqlite3.Connection, campaign: sqlite3.Row) -> str:
     last = ledger.execute("SELECT coalesce(max(id), 0) FROM events WHERE campaign_id = ?", [campaign["id"]]).fetchone()[
         0
     ]
-    rule = [campaign[name] for name in ("votes", "extra_votes", "keep_tier", "images", "done")]
+    names = [
+        "votes",
+        "extra_votes",
+        "keep_tier",
+        "images",
+        "done",
+        "resettle_after",
+        *(f"tier{n}" for n in range(1, 6)),
+    ]
+    rule = [campaign[name] for name in names if name in campaign.keys()]  # noqa: SIM118  a row is no dict
     gold = ledger.execute(
         "SELECT coalesce(sum(id * gold_tier), 0) FROM items WHERE campaign_id = ? AND gold_tier IS NOT NULL",
         [campaign["id"]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from curate.rate.consensus import Model, fit_model
 HASTY_S = 0.7  # an answer after less is a reflex
 LONG_RUN = 15  # the same tier so many times in a row
 DRIFT_PARTS = 6
+LEAST_COMPARED = 10  # images that others have rated too, before a rater has a severity and a noise
 
 
 @dataclass
@@ -70,12 +71,15 @@ class Quality:
     confusion: list[list[int]]
     model: Model | None
     model_items: list[int]
+    flags: dict[str, int]
+    """How many votes marked each defect, the most frequent first."""
 
 
 def measure(db: sqlite3.Connection, campaign_id: int) -> Quality:
     """The figures as of now; some 5 s for a million votes."""
     votes = db.execute(
-        "SELECT v.item_id, v.user_id, v.tier, v.seconds, v.at_ms FROM votes AS v JOIN items AS i ON i.id = v.item_id "
+        "SELECT v.item_id, v.user_id, v.tier, v.seconds, v.at_ms, v.flags FROM votes AS v JOIN items AS i "
+        "ON i.id = v.item_id "
         "WHERE v.campaign_id = ? AND v.part = 'work' AND i.gold_tier IS NULL ORDER BY v.event_id",
         [campaign_id],
     ).fetchall()
@@ -91,9 +95,11 @@ def measure(db: sqlite3.Connection, campaign_id: int) -> Quality:
         items_known, item_at = np.unique(image, return_inverse=True)
         users_known, user_at = np.unique(user, return_inverse=True)
         model, items = fit_model(item_at, user_at, tier), items_known.tolist()
+        by_id = {rater.user_id: rater for rater in raters}
         for at, user_id in enumerate(users_known.tolist()):
-            rater = next(r for r in raters if r.user_id == user_id)
-            rater.severity, rater.noise = float(model.severity[at]), float(model.noise[at])
+            rater = by_id[user_id]
+            if rater.bias.count >= LEAST_COMPARED:  # with fewer they are the prior of the model and no measurement
+                rater.severity, rater.noise = float(model.severity[at]), float(model.noise[at])
     return Quality(
         agreement.alpha(image, tier),
         agreement.share(sum(abs(a - b) <= 1 for _, a, b, _ in pairs), len(pairs), "no image has two ratings"),
@@ -105,6 +111,7 @@ def measure(db: sqlite3.Connection, campaign_id: int) -> Quality:
         agreement.confusion([a for _, a, _, _ in pairs], [b for _, _, b, _ in pairs]).tolist(),
         model,
         items,
+        dict(Counter(flag for v in votes if v["flags"] for flag in v["flags"].split()).most_common()),
     )
 
 

@@ -1,8 +1,9 @@
 """Who is asked about which image next: leases with an expiry and a fence.
 
 A lease is the right of one person to answer for one image for LEASE_MS. Its number is the fence: it only grows, and a
-vote names it. These hold at any moment, under any number of processes, because each is checked or constrained within
-the transaction that would break it:
+vote names it. The low bits of the number are random: after a ledger was restored from a backup a lease is never issued
+again under a number that some browser still holds for another image. These hold at any moment, under any number of
+processes, because each is checked or constrained within the transaction that would break it:
 
     at most one open lease of a person on an image      unique index one_open_lease
     votes + open leases never exceed the votes wanted   `items.open`, kept by settle()
@@ -13,22 +14,28 @@ if a place is free, and is kept as a surplus event when not. Nobody ever reads "
 
 Images are asked for in the campaign's order, those that came back or need a deciding vote first. Each person has a
 place in that order, so that no request walks over what the person has already rated: with a million images in the
-campaign a request reads a few hundred index entries. Gold images and hidden repeats come in between by a keyed hash, at
+campaign a request reads a few hundred index entries. That place only moves forward, since whatever opens behind it is
+urgent; urgent images are gone through in rounds, and a round that gave nothing is not repeated until something has
+come back. Gold images and hidden repeats come in between by a keyed hash, at
 no rhythm that one could learn, and look like all others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from curate.rate.consensus import Decision, VoteRule, decide
 
 LEASE_MS = 10 * 60 * 1000
 MOST_LEASES = 24  # open ones of a person in a campaign
-PAGE = 256  # index entries that are read at a time
-MOST_PAGES = 8
+WINDOW = 2048  # index entries that are looked through at a time
+MOST_WINDOWS = 3  # of each list in a request; what is left the next one looks through
+RANDOM_BITS = 20  # of the number of a lease; 33 bits count, so that JavaScript has all 53
+MOST_PUT_OFF = 40  # near duplicates that a request passes over; then it takes them, there being little else
 APART = 20  # images between two that are near duplicates of each other
 REPEAT_AFTER = 20  # votes between an image and its hidden repeat
 HELD_AFTER = 3  # skips after which an image waits for the lead
@@ -47,6 +54,7 @@ class Task:
     width: int
     height: int
     captions: dict[str, str]
+    risky: bool = False
 
 
 def lease(db: sqlite3.Connection, campaign_id: int, user_id: int, want: int, have: list[int], now: int) -> list[Task]:
@@ -87,10 +95,12 @@ def end(db: sqlite3.Connection, now: int) -> int:
     return len(rows)
 
 
-def release(db: sqlite3.Connection, user_id: int, now: int) -> int:
-    """Give back everything that a person holds."""
+def release(db: sqlite3.Connection, user_id: int, now: int, campaign_id: int | None = None) -> int:
+    """Give back everything that a person holds, of one campaign or of all."""
     rows = db.execute(
-        "SELECT id, item_id, user_id, kind FROM leases WHERE user_id = ? AND closed_ms IS NULL", [user_id]
+        "SELECT id, item_id, user_id, kind FROM leases WHERE user_id = ?1 AND closed_ms IS NULL "
+        "AND (?2 IS NULL OR campaign_id = ?2)",
+        [user_id, campaign_id],
     ).fetchall()
     for row in rows:
         _close(db, row, "released", now)
@@ -99,37 +109,65 @@ def release(db: sqlite3.Connection, user_id: int, now: int) -> int:
 
 def settle(db: sqlite3.Connection, item_id: int, *, urgent: bool = False) -> None:
     """Bring an image's tier, wanted votes and place in the queue up to date with its votes and leases."""
-    item = db.execute(
-        "SELECT i.*, c.votes AS rule_votes, c.extra_votes, c.keep_tier FROM items AS i "
-        "JOIN campaigns AS c ON c.id = i.campaign_id WHERE i.id = ?",
-        [item_id],
-    ).fetchone()
-    if item["gold_tier"] is not None:
-        return
-    tiers = [r["tier"] for r in db.execute("SELECT tier FROM votes WHERE item_id = ? AND part = 'work'", [item_id])]
-    decision = decide(tiers, VoteRule(item["rule_votes"], item["extra_votes"], item["keep_tier"]))
+    item = db.execute(f"{_STATE} WHERE i.id = ?", [item_id]).fetchone()
+    if item["gold_tier"] is None:
+        _settle(db, item, VoteRule(item["rule_votes"], item["extra_votes"], item["keep_tier"]), urgent)
+
+
+def settle_some(db: sqlite3.Connection, campaign_id: int, after: int, count: int) -> int | None:
+    """Settle images of a campaign whose rule has changed, among the `count` ids after `after`; None: there are no more.
+
+    An image that nobody has voted on may be asked for fewer votes than before.
+    """
+    rule, before = None, after + count
+    for item in db.execute(
+        f"{_STATE} WHERE i.id > ? AND i.id <= ? AND +i.campaign_id = ? AND i.gold_tier IS NULL",
+        [after, before, campaign_id],
+    ).fetchall():
+        rule = rule or VoteRule(item["rule_votes"], item["extra_votes"], item["keep_tier"])
+        _settle(db, item, rule, False, lower=True)
+    last = db.execute("SELECT max(id) FROM items").fetchone()[0] or 0
+    return before if before < last else None
+
+
+_STATE = (
+    "SELECT i.*, c.votes AS rule_votes, c.extra_votes, c.keep_tier, (SELECT group_concat(tier, '') FROM votes "
+    "WHERE item_id = i.id AND part = 'work') AS tiers, (SELECT count(*) FROM leases WHERE item_id = i.id "
+    "AND closed_ms IS NULL AND kind = 'work') AS leased FROM items AS i JOIN campaigns AS c ON c.id = i.campaign_id"
+)
+
+
+def _settle(db: sqlite3.Connection, item: sqlite3.Row, rule: VoteRule, urgent: bool, *, lower: bool = False) -> None:
+    tiers = [int(tier) for tier in item["tiers"] or ""]
+    decision = decide(tiers, rule)
     if item["rule"] == "adjudicated":  # the lead's word stands, whatever is voted after it
         decision = Decision(item["tier"], "adjudicated", decision.wanted)
     # What was once asked stays asked: somebody may be answering.
-    wanted = max(item["wanted"], decision.wanted)
-    leased = db.execute(
-        "SELECT count(*) FROM leases WHERE item_id = ? AND closed_ms IS NULL AND kind = 'work'", [item_id]
-    ).fetchone()[0]
+    asked = item["leased"] if lower and not tiers else item["wanted"]
+    wanted = max(asked, decision.wanted)
     held = item["skips"] >= HELD_AFTER or item["exemplar_tier"] is not None
-    needs = decision.tier is None and len(tiers) + leased < wanted and not held
-    first = bool(urgent or item["urgent"] or wanted > item["rule_votes"])
+    needs = decision.tier is None and len(tiers) + item["leased"] < wanted and not held
+    first = bool(urgent or item["urgent"] or wanted > rule.votes) and needs
+    is_ = (len(tiers), wanted, int(needs), int(first), decision.tier, decision.rule, _disputed(item, tiers, decision))
+    was = tuple(item[name] for name in ("votes", "wanted", "open", "urgent", "tier", "rule", "disputed"))
+    if is_ == was:
+        return
     db.execute(
-        "UPDATE items SET votes = ?, wanted = ?, open = ?, urgent = ?, tier = ?, rule = ? WHERE id = ?",
-        [len(tiers), wanted, needs, first and needs, decision.tier, decision.rule, item_id],
+        "UPDATE items SET votes = ?, wanted = ?, open = ?, urgent = ?, tier = ?, rule = ?, disputed = ? WHERE id = ?",
+        [*is_, item["id"]],
     )
-    done = (decision.tier is not None) - (item["tier"] is not None)
-    opened = needs and (not item["open"] or (first and not item["urgent"]))
-    cast = len(tiers) - item["votes"]
-    if done or opened or cast:
-        db.execute(
-            "UPDATE campaigns SET done = done + ?, reopened = reopened + ?, cast_votes = cast_votes + ? WHERE id = ?",
-            [done, opened, cast, item["campaign_id"]],
-        )
+    if needs and (not item["open"] or (first and not item["urgent"])):
+        db.execute("UPDATE campaigns SET reopened = reopened + 1 WHERE id = ?", [item["campaign_id"]])
+
+
+def _disputed(item: sqlite3.Row, tiers: Sequence[int], decision: Decision) -> int:
+    """How much an image wants the lead's word: 0 not at all, 9 when nobody else is asked about it any more."""
+    if decision.rule == "adjudicated":
+        return 0
+    if decision.tier is None:
+        return 9 if item["skips"] >= HELD_AFTER and item["exemplar_tier"] is None else 0
+    spread = max(tiers) - min(tiers)
+    return 1 + spread if spread >= 2 or decision.rule == "median" else 0
 
 
 def desk(db: sqlite3.Connection, campaign_id: int, user_id: int) -> sqlite3.Row:
@@ -160,11 +198,13 @@ def _more(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, count: in
         item_id = chosen if kind != "work" else next(fresh, 0)
         if not item_id:
             continue
-        cursor = db.execute(
-            "INSERT INTO leases (campaign_id, item_id, user_id, kind, issued_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)",
-            [campaign["id"], item_id, user_id, kind, now, now + LEASE_MS],
+        number = _next_number(db)
+        db.execute(
+            "INSERT INTO leases (id, campaign_id, item_id, user_id, kind, issued_ms, expires_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [number, campaign["id"], item_id, user_id, kind, now, now + LEASE_MS],
         )
-        given.append(int(cursor.lastrowid or 0))
+        given.append(number)
         served += 1
         if kind != "repeat":
             db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", [user_id, item_id])
@@ -172,6 +212,11 @@ def _more(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, count: in
             settle(db, item_id)
     db.execute("UPDATE desks SET served = ? WHERE campaign_id = ? AND user_id = ?", [served, campaign["id"], user_id])
     return given
+
+
+def _next_number(db: sqlite3.Connection) -> int:
+    last = db.execute("SELECT coalesce(max(id), 0) FROM leases").fetchone()[0]
+    return ((last >> RANDOM_BITS) + 1) << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
 
 
 def _kind(campaign: sqlite3.Row, user_id: int, n: int) -> str:
@@ -208,65 +253,92 @@ def _work(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, count: in
     """Up to `count` open images that the person has not seen, near duplicates of recent ones only when nothing else
     is.
     """
-    here = desk(db, campaign["id"], user_id)
-    if not count or here["dry"] == campaign["reopened"]:
+    if not count:
         return []
-    recent = [
-        row["cluster"]
-        for row in db.execute(
-            "SELECT i.cluster FROM (SELECT item_id FROM leases WHERE user_id = ? AND campaign_id = ? "
-            "ORDER BY id DESC LIMIT ?) JOIN items AS i ON i.id = item_id",
-            [user_id, campaign["id"], APART],
-        )
-    ]
-    clusters = {cluster for cluster in recent if cluster}
-    taken: list[int] = []
-    close: list[int] = []
-    places = {}
-    whole = True  # every open image of the campaign was looked at
-    for urgent, start in ((1, here["urgent_place"]), (0, here["place"])):
-        place, wrapped, first_close = start, start < 0, None
-        for _ in range(MOST_PAGES):
-            if len(taken) >= count:
+    here = desk(db, campaign["id"], user_id)
+    recent = db.execute(
+        "SELECT i.cluster FROM (SELECT item_id FROM leases WHERE user_id = ? AND campaign_id = ? "
+        "ORDER BY id DESC LIMIT ?) JOIN items AS i ON i.id = item_id",
+        [user_id, campaign["id"], APART],
+    )
+    look = _Look(db, campaign["id"], user_id, count, {row["cluster"] for row in recent if row["cluster"]})
+    place, dry, round_ = here["urgent_place"], here["dry"], here["round"]
+    if dry != campaign["reopened"]:
+        for _ in range(2):  # to the end of the round under way, and one more
+            if place < 0:
+                round_ = campaign["reopened"]
+            place, whole, held = look.over(1, place)
+            if look.taken or held:
+                round_ = -1
+            if not whole:
                 break
-            page = db.execute(
-                "SELECT i.id, i.position, i.cluster, "
-                "EXISTS (SELECT 1 FROM seen WHERE user_id = ? AND item_id = i.id) AS seen "
-                "FROM items AS i INDEXED BY ready WHERE i.campaign_id = ? AND i.open = 1 AND i.urgent = ? "
-                "AND i.position > ? ORDER BY i.position LIMIT ?",
-                [user_id, campaign["id"], urgent, place, PAGE],
-            ).fetchall()
-            for row in page:
-                if len(taken) >= count:
-                    break
+            dry, place = round_, -1
+            if dry >= 0 or look.full:
+                break
+    ahead = here["place"]
+    if not look.full:
+        look.windows = MOST_WINDOWS
+        ahead = look.over(0, ahead)[0]
+    if (place, ahead, dry, round_) != (here["urgent_place"], here["place"], here["dry"], here["round"]):
+        db.execute(
+            "UPDATE desks SET urgent_place = ?, place = ?, dry = ?, round = ? WHERE campaign_id = ? AND user_id = ?",
+            [place, ahead, dry, round_, campaign["id"], user_id],
+        )
+    return look.taken + look.close[: count - len(look.taken)]
+
+
+class _Look:
+    """One request's search for images that a person has not seen, near duplicates of each other kept apart."""
+
+    def __init__(self, db: sqlite3.Connection, campaign_id: int, user_id: int, count: int, clusters: set[int]) -> None:
+        self.db, self.campaign_id, self.user_id, self.count = db, campaign_id, user_id, count
+        self.clusters = clusters
+        self.taken: list[int] = []
+        self.close: list[int] = []
+        self.windows = MOST_WINDOWS
+
+    @property
+    def full(self) -> bool:
+        return len(self.taken) >= self.count
+
+    def over(self, urgent: int, place: int) -> tuple[int, bool, bool]:
+        """Look from `place` on: (where to go on the next time, at the end, an image was put off for its neighbour)."""
+        put_off: int | None = None
+        end = False
+        while not (end or self.full or len(self.close) >= MOST_PUT_OFF) and self.windows:
+            self.windows -= 1
+            edge = self.db.execute(
+                "SELECT position FROM items INDEXED BY ready WHERE campaign_id = ? AND open = 1 AND urgent = ? "
+                "AND position > ? ORDER BY position LIMIT 1 OFFSET ?",
+                [self.campaign_id, urgent, place, WINDOW - 1],
+            ).fetchone()
+            last = edge["position"] if edge else 1 << 60
+            rows = self.db.execute(
+                "SELECT id, position, cluster FROM items INDEXED BY ready WHERE campaign_id = ? AND open = 1 "
+                "AND urgent = ? AND position > ? AND position <= ? AND NOT EXISTS "
+                "(SELECT 1 FROM seen WHERE user_id = ? AND item_id = items.id) ORDER BY position",
+                [self.campaign_id, urgent, place, last, self.user_id],
+            )
+            for row in rows:
                 place = row["position"]
-                if row["seen"] or row["id"] in taken or row["id"] in close:
+                if row["id"] in self.taken or row["id"] in self.close:
                     continue
-                if row["cluster"] and row["cluster"] in clusters:
-                    close.append(row["id"])
-                    first_close = row["position"] if first_close is None else first_close
+                if row["cluster"] and row["cluster"] in self.clusters:
+                    self.close.append(row["id"])
+                    put_off = row["position"] if put_off is None else put_off
+                    if len(self.close) >= MOST_PUT_OFF:
+                        break
                     continue
                 if row["cluster"]:
-                    clusters.add(row["cluster"])
-                taken.append(row["id"])
+                    self.clusters.add(row["cluster"])
+                self.taken.append(row["id"])
+                if self.full:
+                    break
             else:
-                if len(page) < PAGE:  # the end of the order
-                    if wrapped:
-                        break
-                    place, wrapped = -1, True
-        else:
-            whole = whole and len(taken) >= count
+                # What comes behind the last entry is looked at when it is there; the place stays at what was seen.
+                place, end = (last, False) if edge else (place, True)
         # An image that was put off for its near duplicate is looked at again by the next request.
-        places[urgent] = place if first_close is None else min(place, first_close - 1)
-        whole = whole and wrapped
-    if len(taken) < count:
-        taken += close[: count - len(taken)]
-    dry = campaign["reopened"] if whole and not taken else -1
-    db.execute(
-        "UPDATE desks SET urgent_place = ?, place = ?, dry = ? WHERE campaign_id = ? AND user_id = ?",
-        [places[1], places[0], dry, campaign["id"], user_id],
-    )
-    return taken
+        return (place if put_off is None else min(place, put_off - 1)), end, put_off is not None
 
 
 def _close(db: sqlite3.Connection, row: sqlite3.Row, outcome: str, now: int) -> None:
@@ -284,12 +356,12 @@ def _close(db: sqlite3.Connection, row: sqlite3.Row, outcome: str, now: int) -> 
 
 def _task(db: sqlite3.Connection, lease_id: int) -> Task:
     row = db.execute(
-        "SELECT l.id AS lease, i.width, i.height, w.raw, w.en, w.zh FROM leases AS l "
+        "SELECT l.id AS lease, i.width, i.height, i.risky, w.raw, w.en, w.zh FROM leases AS l "
         "JOIN items AS i ON i.id = l.item_id LEFT JOIN words AS w ON w.item_id = i.id WHERE l.id = ?",
         [lease_id],
     ).fetchone()
     captions = {code: row[code] for code in ("raw", "en", "zh") if row[code]}
-    return Task(row["lease"], row["width"], row["height"], captions)
+    return Task(row["lease"], row["width"], row["height"], captions, bool(row["risky"]))
 
 
 def _hash(seed: int, *what: object) -> int:

@@ -22,7 +22,7 @@ CRITERIA = ("length", "completeness", "correlation", "hallucination", "subjectiv
 BUILT_IN = ("kolors", "plain", *(f"caption-{criterion}" for criterion in CRITERIA))
 TIERS = (1, 2, 3, 4, 5)
 # Letters that the rating page uses itself (curate/web/static/rate/keys.js): a flag cannot have them.
-TAKEN = frozenset("uszcgklpnhf")
+TAKEN = frozenset("uszcgvklpnhf")
 
 Words = dict[str, str]
 
@@ -58,6 +58,8 @@ class Rubric:
     flags: tuple[Flag, ...]
     criterion: str = ""
     """What of a caption is rated, one of CRITERIA; empty: the picture is."""
+    unsafe_tier: int | None = None
+    """The tier of pictures that not everybody wants to see unasked; None: the rubric has none."""
 
     def json(self) -> str:
         """The rubric as a campaign keeps it."""
@@ -104,7 +106,7 @@ def from_body(body: dict[str, Any], where: str) -> Rubric:
             raise UsageError(f"rubric {where}: {what} needs a text in each of: {', '.join(LANGUAGES)}")
         return {code: value[code] for code in LANGUAGES}
 
-    known = {"name", "version", "title", "keep_tier", "tiers", "flags", "criterion"}
+    known = {"name", "version", "title", "keep_tier", "unsafe_tier", "tiers", "flags", "criterion"}
     unknown = set(body) - known
     if unknown:
         word = sorted(unknown)[0]
@@ -137,7 +139,9 @@ def from_body(body: dict[str, Any], where: str) -> Rubric:
     criterion = body.get("criterion", "")
     if criterion and criterion not in CRITERIA:
         raise UsageError(f"rubric {where}: criterion {criterion!r}{nearest(str(criterion), CRITERIA)}")
+    if body.get("unsafe_tier") not in (None, *TIERS):
+        raise UsageError(f"rubric {where}: unsafe_tier = {body['unsafe_tier']!r}: must be 1 to 5, or left out")
     return Rubric(
         str(body.get("name", "")), body["version"], words(body.get("title"), "title"), body["keep_tier"],
-        tuple(tiers), tuple(flags), criterion,
+        tuple(tiers), tuple(flags), criterion, body.get("unsafe_tier"),
     )  # fmt: skip

@@ -62,7 +62,7 @@ class LoginError(Exception):
 
 def add(db: sqlite3.Connection, name: str, role: str, by: int | None, now: int) -> int:
     """A new account without a password; returns its id. Raises UsageError for a bad name, or one that is taken."""
-    name = unicodedata.normalize("NFKC", name).strip()
+    name = normal(name)
     if role not in ROLES:
         raise UsageError(f"role {role!r}: use one of: {', '.join(ROLES)}")
     if not (1 <= len(name) <= 40 and name.isprintable()):
@@ -75,9 +75,14 @@ def add(db: sqlite3.Connection, name: str, role: str, by: int | None, now: int) 
     return int(cursor.lastrowid or 0)
 
 
+def normal(name: str) -> str:
+    """A name as accounts have it: one that is typed in full width is the same."""
+    return unicodedata.normalize("NFKC", name).strip()
+
+
 def named(db: sqlite3.Connection, name: str) -> sqlite3.Row:
     """The account of that name; raises UsageError."""
-    row: sqlite3.Row | None = db.execute("SELECT * FROM users WHERE name = ?", [name.strip()]).fetchone()
+    row: sqlite3.Row | None = db.execute("SELECT * FROM users WHERE name = ?", [normal(name)]).fetchone()
     if row is None:
         names = [r["name"] for r in db.execute("SELECT name FROM users ORDER BY name LIMIT 12")]
         raise UsageError(f"no account named {name!r}" + (f"; there are: {', '.join(names)}" if names else ""))
@@ -143,7 +148,8 @@ def login(ledger: Ledger, name: str, password: str, address: str) -> int:
     Failures are counted for the name and for the address, in the file, so that they hold over all worker processes.
     """
     now = ledger.clock()
-    subjects = {"name": f"name:{name.strip().casefold()[:80]}", "address": f"address:{address}"}
+    name = normal(name)
+    subjects = {"name": f"name:{name.casefold()[:80]}", "address": f"address:{address}"}
     db = ledger.read()
     for kind, subject in subjects.items():
         count = db.execute(
@@ -151,7 +157,7 @@ def login(ledger: Ledger, name: str, password: str, address: str) -> int:
         ).fetchone()[0]
         if count >= MOST_FAILURES[kind]:
             raise LoginError(wait=True)
-    row = db.execute("SELECT * FROM users WHERE name = ?", [name.strip()]).fetchone()
+    row = db.execute("SELECT * FROM users WHERE name = ?", [name]).fetchone()
     good = verify(row["password"] if row and row["password"] else _nobody(), password)
     if row is None or row["password"] is None or row["disabled_ms"] is not None or not good:
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from curate.rate import queue
+from curate.rate import campaign, queue
 
 UNDO_LAST = 10  # of one's own answers in a campaign; less than queue.REPEAT_AFTER, so that no repeat is open on them
 SKIP_REASONS = ("unsure", "broken", "distressing", "not_for_me")
@@ -58,9 +58,33 @@ def apply(db: sqlite3.Connection, campaign_id: int, user_id: int, action: Action
     ).fetchone()
     if lease is None:
         return Outcome(action.key, "refused", "no such lease of yours in this campaign")
+    if action.kind == "vote" and action.tier is None:
+        return Outcome(action.key, "refused", "a vote needs a tier")
+    if action.kind == "skip" and action.reason not in SKIP_REASONS:
+        return Outcome(action.key, "refused", f"a skip needs a reason: {', '.join(SKIP_REASONS)}")
+    action = _of_the_rubric(db, campaign_id, action)
     if action.kind == "skip":
         return _skip(db, lease, action, now)
     return _vote(db, lease, action, now)
+
+
+def _of_the_rubric(db: sqlite3.Connection, campaign_id: int, action: Action) -> Action:
+    """The action with flags and rubric version that the campaign has; what it does not have is noted beside them.
+
+    A vote is not refused for them: its tier says what the person said.
+    """
+    flags, versions = campaign.vocabulary(db, campaign_id)
+    unknown = sorted(set(action.flags) - flags)
+    if not unknown and (action.rubric_version in versions or not action.rubric_version):
+        return action
+    context = dict(action.context)
+    if unknown:
+        context["unknown_flags"] = unknown
+    version = action.rubric_version
+    if version and version not in versions:
+        context["unknown_rubric_version"], version = version, 0
+    kept = [flag for flag in action.flags if flag in flags]
+    return replace(action, flags=kept, rubric_version=version, context=context)
 
 
 def adjudicate(db: sqlite3.Connection, item_id: int, user_id: int, tier: int, key: str, now: int) -> Outcome:
@@ -72,9 +96,7 @@ def adjudicate(db: sqlite3.Connection, item_id: int, user_id: int, tier: int, ke
         return Outcome(key, "refused", "no such image to adjudicate")
     action = Action(key, "vote", tier=tier)
     _event(db, item["campaign_id"], item_id, user_id, "adjudicate", action, "work", True, now)
-    db.execute("UPDATE items SET tier = ?, rule = 'adjudicated', open = 0 WHERE id = ?", [tier, item_id])
-    if item["tier"] is None:
-        db.execute("UPDATE campaigns SET done = done + 1 WHERE id = ?", [item["campaign_id"]])
+    db.execute("UPDATE items SET tier = ?, rule = 'adjudicated', open = 0, disputed = 0 WHERE id = ?", [tier, item_id])
     return Outcome(key, "stored")
 
 
@@ -169,7 +191,7 @@ def _undo(db: sqlite3.Connection, campaign_id: int, user_id: int, action: Action
         db.execute("UPDATE items SET skips = skips - 1 WHERE id = ?", [item_id])
         _make_room(db, item_id)
     if event["part"] == "work":
-        queue.settle(db, item_id)
+        queue.settle(db, item_id, urgent=True)
     return Outcome(action.key, "stored")
 
 
@@ -192,7 +214,7 @@ def _event(
         [
             action.key, campaign_id, item_id, user_id, kind, action.tier if kind in ("vote", "adjudicate") else None,
             _flags(action), action.reason, part, counted, undoes, lease, action.rubric_version, action.seconds, now,
-            json.dumps(action.context, ensure_ascii=False, sort_keys=True),
+            json.dumps(action.context, ensure_ascii=False, sort_keys=True, allow_nan=False),
         ],
     )  # fmt: skip
     return int(cursor.lastrowid or 0)

@@ -22,9 +22,10 @@ AT_ONCE = 2  # passwords that are checked at a time: each takes a core for some 
 # What a key can be bound to (curate/web/static/rate/keys.js). The names are an enumeration and the keys single
 # characters, checked here, so that nothing that somebody stores can become markup on somebody's page.
 ACTIONS = (
-    "tier1", "tier2", "tier3", "tier4", "tier5", "undo", "skip", "zoom", "fit", "captions", "ground", "help",
+    "tier1", "tier2", "tier3", "tier4", "tier5", "undo", "skip", "zoom", "fit", "captions", "ground", "show", "help",
 )  # fmt: skip
-KEY = re.compile(r"[a-z0-9,./;'\[\]\\=`?-]")
+FLAG = re.compile(r"flag:[A-Za-z0-9_]{1,32}")
+KEY = re.compile(r"[a-z0-9,./;'\[\]\\`?]")  # + = - zoom
 
 
 class Settings(BaseModel):
@@ -36,7 +37,8 @@ class Settings(BaseModel):
     ground: Literal["grey", "dark", "light"] | None = None
     captions: Literal["both", "en", "zh", "none"] | None = None
     keys_on: bool | None = None
-    keys: dict[str, str] | None = Field(None, max_length=len(ACTIONS))
+    veil: bool | None = None
+    keys: dict[str, str] | None = Field(None, max_length=100)
 
     @field_validator("keys")
     @classmethod
@@ -44,8 +46,8 @@ class Settings(BaseModel):
         if value is None:
             return None
         for action, key in value.items():
-            if action not in ACTIONS:
-                raise ValueError(f"unknown action; use one of: {', '.join(ACTIONS)}")
+            if action not in ACTIONS and not FLAG.fullmatch(action):
+                raise ValueError(f"unknown action; use flag:NAME or one of: {', '.join(ACTIONS)}")
             if not KEY.fullmatch(key):
                 raise ValueError("a key is one of a-z, 0-9 or a punctuation mark of the main keyboard")
         if len(set(value.values())) != len(value):

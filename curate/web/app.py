@@ -7,6 +7,8 @@ the ledger of ratings (curate/rate/ledger.py); who may ask for what says access.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import ipaddress
 import os
 import socket
@@ -17,6 +19,7 @@ from http import HTTPStatus
 from importlib.resources import files as resource_files
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import typer
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from curate.errors import CurateError, StoreError, UsageError
 from curate.explain import lineage
 from curate.pictures import original
-from curate.rate import users
+from curate.rate import campaign, users
 from curate.rate.ledger import Ledger, ledger_path
 from curate.store import Store
 from curate.web import gallery, whatif
@@ -79,7 +82,10 @@ def make_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         sync.start()
+        settling = asyncio.create_task(asyncio.to_thread(_settle, ledger)) if ledger is not None else None
         yield
+        if settling is not None:
+            await settling
         await asyncio.to_thread(sync.close)
         thumbnails.close()
         reader.close()
@@ -233,10 +239,12 @@ def _add_errors(app: FastAPI, page: Pages) -> None:
 
     @app.exception_handler(SignInError)
     def sign_in(request: Request, why: SignInError) -> Response:
-        if request.url.path.startswith("/api/") or request.method not in ("GET", "HEAD"):
+        if request.url.path.startswith("/api/"):
             return unauthorised()
         if request.url.path.startswith(PICTURES):
             return PlainTextResponse("Sign in first.", 401)
+        if request.method not in ("GET", "HEAD"):  # a form whose session is over: its page is where one goes back to
+            return page("login.html", status=401, next=request.url.path, problem="login.over", name="", open_here=False)
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(login_url(asked), 303)
 
@@ -359,8 +367,28 @@ def serve(store: Store, host: str, port: int, public_url: str = "", workers: int
         listening.close()
 
 
+def _settle(ledger: Ledger) -> None:
+    """Go on with changes of a campaign's rule that a process did not live to finish."""
+    for campaign_id in campaign.unsettled(ledger.read()):
+        campaign.settle(ledger, campaign_id)
+
+
+def _tidy_memory() -> None:
+    """Give pictures back to the system as they go.
+
+    Arrow's own allocator keeps what it had (45 MB more after 400 pictures), glibc keeps an arena for each thread, and
+    after the first large block that is freed it keeps blocks of that size too.
+    """
+    pa.set_memory_pool(pa.system_memory_pool())
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-8, 2)  # M_ARENA_MAX
+        libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD, bytes; naming it ends its growth
+
+
 def from_environment() -> FastAPI:
     """The application that `serve` describes in CURATE_SERVE: for each of its worker processes."""
+    _tidy_memory()
     uri, host, public_url = os.environ["CURATE_SERVE"].split("\n")
     store = Store(uri)
     ledger, why = _ledger(store)

@@ -7,10 +7,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Path, Request
+from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
@@ -26,10 +26,19 @@ from curate.web.reader import Reader
 from curate.web.sync import Sync
 
 PAGE = 48
-FRESH_S = 5.0  # figures of a campaign are measured at most this often
-HOUR_MS = 3_600_000
+FRESH_S = 5.0  # figures of a campaign are measured at most this often,
+REST = 20.0  # and rest so many times as long as they took: at a million votes they cost seconds
 
 Id = Annotated[int, Path(ge=1, le=2**53)]
+PageNumber = Annotated[int, Query(ge=1, le=10**6)]
+
+
+class Estimate(BaseModel):
+    """A share with its 95 % interval; null while nothing is decided."""
+
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 class Standing(BaseModel):
@@ -43,7 +52,12 @@ class Standing(BaseModel):
     hours_left: float | None
     raters_now: int
     tiers: list[int]
-    unsettled: int
+    disputed: int
+    kept: int
+    keep: Estimate
+    people: int
+    votes_needed: int
+    """People that the rule asks for; with fewer, images stay undecided and there is no `hours_left`."""
 
 
 def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: Thumbnails, sync: Sync) -> None:
@@ -72,7 +86,14 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
     @app.get("/lead/new", include_in_schema=False)
     @access("lead")
     def new() -> Response:
-        return page("lead_new.html", plan=campaigns.Plan(""), problem="", rubrics=rubric.BUILT_IN, raters=_raters(desk))
+        return new_page(campaigns.Plan(""), {})
+
+    def new_page(plan: campaigns.Plan, typed: dict[str, str], problem: str = "") -> Response:
+        marked = {name: typed.get(name, "") for name in ("gold", "exemplars")}
+        return page(
+            "lead_new.html", status=400 if problem else 200, plan=plan, problem=problem, rubrics=rubric.BUILT_IN,
+            raters=_raters(desk), typed=marked,
+        )  # fmt: skip
 
     @app.post("/lead/new", include_in_schema=False)
     @access("lead")
@@ -82,6 +103,7 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
         plan = campaigns.Plan("")
         try:
             plan = _plan(fields)
+            plan = replace(plan, gold=_marked(fields, "gold"), exemplars=_marked(fields, "exemplars"))
 
             def make() -> int:
                 with reader.open() as store:
@@ -89,9 +111,7 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
 
             made = await asyncio.to_thread(make)
         except UsageError as why:
-            return page(
-                "lead_new.html", status=400, plan=plan, problem=str(why), rubrics=rubric.BUILT_IN, raters=_raters(desk)
-            )
+            return new_page(plan, fields, str(why))
         return RedirectResponse(f"/lead/{made}", 303)
 
     @app.get("/lead/fit", include_in_schema=False)
@@ -103,25 +123,27 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
     @app.get("/lead/{campaign_id}", include_in_schema=False)
     @access("lead")
     def dashboard(campaign_id: Id) -> Response:
+        return campaign_page(campaign_id)
+
+    def campaign_page(campaign_id: int, problem: str = "", typed: dict[str, str] | None = None) -> Response:
         row = found(campaign_id)
         ledger = desk.writer()
         db = ledger.read()
         figures = measured.of(campaign_id)
         stand = standing(db, row, ledger.clock())
-        flags: dict[str, int] = {}
-        for (text,) in db.execute("SELECT flags FROM votes WHERE campaign_id = ? AND flags <> ''", [campaign_id]):
-            for flag in text.split():
-                flags[flag] = flags.get(flag, 0) + 1
         words = campaigns.current_rubric(db, campaign_id)
         releases = db.execute(
             "SELECT * FROM releases WHERE campaign_id = ? ORDER BY id DESC LIMIT 5", [campaign_id]
         ).fetchall()
-        kept = sum(stand.tiers[row["keep_tier"] - 1 :])
+        assigned = db.execute(
+            "SELECT name FROM assigned JOIN users ON users.id = user_id WHERE campaign_id = ? ORDER BY name",
+            [campaign_id],
+        ).fetchall()
         return page(
-            "lead_campaign.html", campaign=dict(row), stand=stand, figures=figures, rubric=words,
-            flags=sorted(flags.items(), key=lambda pair: -pair[1]), releases=[dict(r) for r in releases],
-            keep=agreement.share(kept, stand.done, "nothing is decided yet"), kept=kept,
-            synced=sync.state(), names={f.flag: f.name for f in words.flags},
+            "lead_campaign.html", status=400 if problem else 200, campaign=dict(row) | (typed or {}), stand=stand,
+            figures=figures, rubric=words, flags=list(figures.flags.items()),
+            releases=[dict(r) for r in releases], synced=sync.state(), names={f.flag: f.name for f in words.flags},
+            problem=problem, raters=_raters(desk), assigned=[r["name"] for r in assigned], rubrics=rubric.BUILT_IN,
         )  # fmt: skip
 
     @app.get("/api/campaigns/{campaign_id}/standing", tags=["lead"])
@@ -140,14 +162,23 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
         if what in ("running", "paused", "closed"):
             await _done(ledger.submit(lambda db: campaigns.set_state(db, campaign_id, what, who.id, now)))
         elif what == "change":
-            changes: dict[str, Any] = {
-                name: _number(fields, name)
-                for name in ("votes", "extra_votes", "keep_tier", "gold_every", "repeat_every")
-                if fields.get(name)
-            }
-            if fields.get("captions"):
-                changes["captions"] = fields["captions"]
-            await _done(ledger.submit(lambda db: campaigns.change(db, campaign_id, who.id, now, changes)))
+            typed = {name: fields[name] for name in campaigns.CHANGES if fields.get(name)}
+            try:
+                changes = {name: text if name == "captions" else _number(fields, name) for name, text in typed.items()}
+                await asyncio.to_thread(campaigns.change, ledger, campaign_id, who.id, changes)
+            except UsageError as why:
+                return await asyncio.to_thread(campaign_page, campaign_id, str(why), typed)
+        elif what == "raters":
+            names = [name.removeprefix("rater.") for name in fields if name.startswith("rater.")]
+            await _done(ledger.submit(lambda db: campaigns.assign(db, campaign_id, names, who.id, now)))
+        elif what == "rubric":
+            try:
+                if fields.get("rubric") not in rubric.BUILT_IN:
+                    raise UsageError("rubric: use one of those in the list; your own with `curate campaign change`")
+                words = rubric.load(fields["rubric"])
+                await _done(ledger.submit(lambda db: campaigns.change_rubric(db, campaign_id, words, who.id, now)))
+            except UsageError as why:
+                return await asyncio.to_thread(campaign_page, campaign_id, str(why))
         elif what == "release":
             await asyncio.to_thread(export.release, ledger, reader.store.files, campaign_id, who.id)
         elif what == "sync":
@@ -158,26 +189,28 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
 
     @app.get("/lead/{campaign_id}/disagreements", include_in_schema=False)
     @access("lead")
-    def disagreements(campaign_id: Id) -> Response:
+    def disagreements(campaign_id: Id, page_number: PageNumber = 1) -> Response:
         row = found(campaign_id)
         db = desk.writer().read()
-        items = db.execute(
+        rows = db.execute(
             "SELECT i.*, (SELECT group_concat(v.tier || ':' || u.name, char(31)) FROM votes AS v JOIN users AS u "
-            "ON u.id = v.user_id WHERE v.item_id = i.id AND v.part = 'work') AS votes_by, "
-            "(SELECT max(tier) - min(tier) FROM votes WHERE item_id = i.id AND part = 'work') AS spread "
-            "FROM items AS i WHERE i.campaign_id = ? AND i.gold_tier IS NULL AND coalesce(i.rule, '') <> 'adjudicated' "
-            "AND (i.skips >= 3 OR i.votes >= 2 AND (spread >= 2 OR i.rule = 'median')) "
-            "ORDER BY i.skips >= 3 DESC, spread DESC, i.id LIMIT ?",
-            [campaign_id, PAGE],
+            "ON u.id = v.user_id WHERE v.item_id = i.id AND v.part = 'work') AS votes_by FROM items AS i "
+            "INDEXED BY disputes WHERE i.campaign_id = ? AND i.disputed > 0 ORDER BY i.disputed DESC, i.id "
+            "LIMIT ? OFFSET ?",
+            [campaign_id, PAGE + 1, (page_number - 1) * PAGE],
         ).fetchall()
+        items = rows[:PAGE]
         thumbnails.prefetch([item["row_id"] for item in items], THUMB_PX)
         shown = [
             {**dict(item), "votes_by": [v.split(":", 1) for v in (item["votes_by"] or "").split("\x1f") if v]}
             for item in items
         ]
+        for item in shown:
+            item["tiers"] = {item["tier"] or 0, *(int(tier) for tier, _ in item["votes_by"])}
         return page(
-            "disagreements.html", campaign=dict(row), items=shown, rubric=campaigns.current_rubric(db, campaign_id)
-        )
+            "disagreements.html", campaign=dict(row), items=shown, rubric=campaigns.current_rubric(db, campaign_id),
+            number=page_number, more=len(rows) > PAGE,
+        )  # fmt: skip
 
     @app.post("/lead/{campaign_id}/disagreements", include_in_schema=False)
     @access("lead")
@@ -196,15 +229,15 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
 
     @app.get("/lead/{campaign_id}/images", include_in_schema=False)
     @access("lead")
-    def images(campaign_id: Id, show: str = "5", page_number: int = 1) -> Response:
+    def images(campaign_id: Id, show: str = "5", page_number: PageNumber = 1) -> Response:
         row = found(campaign_id)
         db = desk.writer().read()
-        conditions = {str(tier): f"tier = {tier} AND gold_tier IS NULL" for tier in rubric.TIERS} | {
+        conditions = {str(tier): f"tier = {tier}" for tier in rubric.TIERS} | {
             "gold": "gold_tier IS NOT NULL",
             "exemplars": "exemplar_tier IS NOT NULL",
             "open": "tier IS NULL AND votes > 0 AND gold_tier IS NULL",
         }
-        if show not in conditions or not 1 <= page_number <= 10**6:
+        if show not in conditions:
             raise HTTPException(404, "There is no such list.")
         items = db.execute(
             f"SELECT * FROM items WHERE campaign_id = ? AND {conditions[show]} ORDER BY id LIMIT ? OFFSET ?",
@@ -266,37 +299,33 @@ def add_lead(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails: 
 
 
 def standing(db: sqlite3.Connection, campaign: sqlite3.Row, now: int) -> Standing:
-    """A campaign as it stands."""
+    """A campaign as it stands, out of counters: a million images cost what ten do."""
     campaign_id = campaign["id"]
-    counts = dict(
-        db.execute(
-            "SELECT tier, count(*) FROM items WHERE campaign_id = ? AND tier IS NOT NULL AND "
-            "gold_tier IS NULL GROUP BY tier",
-            [campaign_id],
-        ).fetchall()
-    )
-    hour = db.execute(
-        "SELECT count(*), min(at_ms), count(DISTINCT user_id) FROM events WHERE campaign_id = ? AND id > "
-        "(SELECT coalesce(max(id), 0) - 200000 FROM events) AND at_ms > ? AND kind = 'vote' AND "
-        "counted AND part = 'work'",
-        [campaign_id, now - HOUR_MS],
-    ).fetchone()
+    minute = now // 60_000
+    paces = db.execute(
+        "SELECT minute, votes FROM pace WHERE campaign_id = ? AND minute > ?", [campaign_id, minute - 60]
+    ).fetchall()
+    last_hour = sum(row["votes"] for row in paces)
+    since = min((row["minute"] for row in paces), default=minute)
     left = max(
         campaign["images"] * campaign["votes"] - campaign["cast_votes"], campaign["images"] - campaign["done"], 0
     )
-    hours = (now - hour[1]) / HOUR_MS if hour[0] else 0.0
-    pace = hour[0] / max(hours, 1 / 60) if hour[0] else 0.0
+    pace = 60 * last_hour / max(minute - since, 1)  # votes an hour
     now_rating = db.execute(
         "SELECT count(DISTINCT user_id) FROM leases WHERE closed_ms IS NULL AND campaign_id = ? AND expires_ms > ?",
         [campaign_id, now],
     ).fetchone()[0]
-    unsettled = db.execute(
-        "SELECT count(*) FROM items WHERE campaign_id = ? AND rule = 'median'", [campaign_id]
-    ).fetchone()[0]
+    people = campaigns.available(db, campaign_id)
+    enough = people >= campaign["votes"]
+    tiers = [campaign[f"tier{tier}"] for tier in rubric.TIERS]
+    kept = sum(tiers[campaign["keep_tier"] - 1 :])
+    keep = agreement.share(kept, campaign["done"], "nothing is decided yet")
     return Standing(
         state=campaign["state"], images=campaign["images"], done=campaign["done"], votes=campaign["cast_votes"],
-        last_hour=hour[0], hours_left=left / pace if pace and left else None, raters_now=now_rating,
-        tiers=[counts.get(tier, 0) for tier in rubric.TIERS], unsettled=unsettled,
+        last_hour=last_hour, hours_left=left / pace if pace > 0 and left and enough else None, raters_now=now_rating,
+        tiers=tiers, disputed=campaign["disputed"], kept=kept,
+        keep=Estimate(value=keep.value, low=keep.low, high=keep.high), people=people,
+        votes_needed=campaign["votes"],
     )  # fmt: skip
 
 
@@ -306,18 +335,20 @@ class _Measured:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._lock = threading.Lock()
-        self._kept: dict[int, tuple[float, int, Quality]] = {}
+        self._kept: dict[int, tuple[float, int, Quality]] = {}  # (when it is to be measured again, last event, figures)
 
     def of(self, campaign_id: int) -> Quality:
         ledger = self.desk.writer()
         newest = ledger.read().execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
         with self._lock:
-            at, event, known = self._kept.get(campaign_id, (0.0, -1, None))
-            if known is not None and (event == newest or time.monotonic() - at < FRESH_S):
+            again, event, known = self._kept.get(campaign_id, (0.0, -1, None))
+            began = time.monotonic()
+            if known is not None and (event == newest or began < again):
                 return known
             with ledger.snapshot() as db:
                 known = quality.measure(db, campaign_id)
-            self._kept[campaign_id] = (time.monotonic(), newest, known)
+            took = time.monotonic() - began
+            self._kept[campaign_id] = (began + max(FRESH_S, REST * took), newest, known)
             return known
 
 
@@ -359,11 +390,19 @@ def _plan(fields: dict[str, str]) -> campaigns.Plan:
         raise UsageError("rubric: use one of those in the list; your own with `curate campaign create --rubric FILE`")
     return campaigns.Plan(
         name=fields.get("name", "").strip(), where=fields.get("where", "").strip() or "keep", size=number("size", 0),
-        sample=sample, votes=number("votes", 3), rubric=fields.get("rubric", "kolors"),
+        sample=sample, votes=number("votes", 3), rubric=fields.get("rubric", "kolors"), seed=number("seed", 0),
+        extra_votes=number("extra_votes", 0) if fields.get("extra_votes", "").strip() else None,
+        keep_tier=number("keep_tier", 0) or None,
         gold_every=number("gold_every", 20), repeat_every=number("repeat_every", 25),
         captions=fields.get("captions", "shown"),
         raters=tuple(name.removeprefix("rater.") for name in fields if name.startswith("rater.")),
     )  # fmt: skip
+
+
+def _marked(fields: dict[str, str], name: str) -> tuple[tuple[str, int], ...]:
+    """Lines `image,tier` of a field, with or without the head of a CSV file."""
+    text = fields.get(name, "").strip()
+    return campaigns.tiers_from_lines(text.splitlines(), name) if text else ()
 
 
 def _raters(desk: Desk) -> list[str]:

@@ -15,7 +15,7 @@ from curate.table import format_value
 from curate.web import gallery
 from curate.web.access import Desk, visit
 from curate.web.reader import Reader
-from curate.web.words import say
+from curate.web.words import say, translated
 from schemas.errors import ROW_ERRORS
 
 # Errors that leave a picture to show: they befell an operator and not the file.
@@ -59,7 +59,10 @@ class Pages:
         def t(key: str, **values: object) -> str:
             return say(here.language, key, **values)
 
-        html = self.templates.get_template(template).render(context, visit=here, who=here.person, t=t)
+        def tr(sentence: object) -> str:
+            return translated(here.language, sentence)
+
+        html = self.templates.get_template(template).render(context, visit=here, who=here.person, t=t, tr=tr)
         return HTMLResponse(html, status, headers={"Cache-Control": "no-store"})
 
 

@@ -17,7 +17,7 @@ from workers.picture import sniff
 
 THUMB_PX = 360  # drawn 180 px wide on a dense display
 PREVIEW_PX = 1600
-KEPT_BYTES = 128 << 20
+KEPT_BYTES = 48 << 20  # some 150 previews; raters are asked about the same pictures at about the same time
 AT_ONCE = 4  # originals that one thread holds in memory
 WAIT_S = 60.0
 THREADS = 2

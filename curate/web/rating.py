@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Path
+from fastapi import FastAPI, HTTPException, Path, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,11 +31,13 @@ from curate.web.reader import Reader
 from curate.web.words import catalog
 
 MOST_SECONDS = 3600.0
+MOST_STREAK = 400  # days that are looked back
 DAY_MS = 86_400_000
 LOOK_AHEAD = 32  # previews that are made before anybody is asked about their images
 
 Id = Annotated[int, Path(ge=1, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
+Size = Annotated[float, Field(ge=0, le=1e6)]
 Key = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -54,7 +56,7 @@ class Seen(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dpr: Annotated[float | None, Field(ge=0, le=16)] = None
-    shown: tuple[float, float] | None = None
+    shown: tuple[Size, Size] | None = None
     zoomed: bool | None = None
     ground: Literal["grey", "dark", "light"] | None = None
     captions: Literal["both", "en", "zh", "none"] | None = None
@@ -110,6 +112,13 @@ class Progress(BaseModel):
     mine: int
 
 
+class Habit(BaseModel):
+    """Answers of a person that were not taken back."""
+
+    today: int
+    streak: int
+
+
 class TaskOut(BaseModel):
     """One image to rate. Its pictures: /api/leases/{lease}/preview and /original."""
 
@@ -117,6 +126,7 @@ class TaskOut(BaseModel):
     width: int
     height: int
     captions: dict[str, str]
+    risky: bool
 
 
 class Given(BaseModel):
@@ -164,8 +174,10 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
             desk.writer()
             .read()
             .execute(
-                "SELECT i.row_id FROM leases AS l JOIN items AS i ON i.id = l.item_id WHERE l.id = ? AND l.user_id = ?",
-                [lease_id, who.id],
+                "SELECT i.row_id FROM leases AS l JOIN items AS i ON i.id = l.item_id JOIN campaigns AS c "
+                "ON c.id = l.campaign_id WHERE l.id = ?1 AND l.user_id = ?2 AND (c.everyone OR ?3 <> 'rater' OR EXISTS "
+                "(SELECT 1 FROM assigned WHERE campaign_id = c.id AND user_id = ?2))",
+                [lease_id, who.id, who.role],
             )
             .fetchone()
         )
@@ -215,7 +227,6 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
             "language": visit.get().language,
             "progress": progress(campaign_id, who).model_dump(),
             "history": _history(db, campaign_id, who.id),
-            **_habit(db, who.id, desk.writer().clock()),
             "words": {
                 code: {key: text for key, text in catalog(code).items() if key.startswith(("rate.", "common."))}
                 for code in ("en", "zh")
@@ -254,28 +265,29 @@ def add_rating(app: FastAPI, page: Pages, desk: Desk, reader: Reader, thumbnails
         _, who = mine(campaign_id)
         ledger = desk.writer()
         now = ledger.clock()
-        results: list[Result] = []
-        waiting: list[Future[votes.Outcome] | None] = []
+        waiting: list[Future[votes.Outcome]] = []
         for answer in said.answers:
-            if answer.kind == "vote" and answer.tier is None:
-                results.append(Result(key=answer.key, status="refused", message="a vote needs a tier"))
-                waiting.append(None)
-                continue
             action = votes.Action(
                 answer.key, answer.kind, answer.lease, answer.tier, tuple(answer.flags), answer.reason, answer.undoes,
                 answer.seconds, answer.rubric_version, answer.seen.model_dump(exclude_none=True),
             )  # fmt: skip
-            results.append(Result(key=answer.key, status="refused"))
             waiting.append(
                 ledger.submit(lambda db, action=action: votes.apply(db, campaign_id, who.id, action, now))  # type: ignore[misc]
             )
-        for at, future in enumerate(waiting):
-            if future is not None:
-                outcome = await asyncio.wrap_future(future)
-                results[at] = Result(**asdict(outcome))
-                metrics.answered(said.answers[at].kind, outcome.status)
+        results: list[Result] = []
+        for answer, future in zip(said.answers, waiting, strict=True):
+            outcome = await asyncio.wrap_future(future)
+            results.append(Result(**asdict(outcome)))
+            metrics.answered(answer.kind, outcome.status)
         metrics.seconds("answers", time.perf_counter() - started)
         return Stored(results=results, progress=progress(campaign_id, who))
+
+    @app.get("/api/me/habit", tags=["me"])
+    @access("rater")
+    def habit(utc_offset_min: Annotated[int, Query(ge=-840, le=840)] = 0) -> Habit:
+        """How many answers the person gave today, in the time of their place, and on how many days in a row."""
+        ledger = desk.writer()
+        return _habit(ledger.read(), person().id, ledger.clock() + 60_000 * utc_offset_min, 60_000 * utc_offset_min)
 
     @app.get("/api/leases/{lease_id}/preview", tags=["rating"], response_class=Response)
     @access("rater")
@@ -337,24 +349,29 @@ def _history(db: sqlite3.Connection, campaign_id: int, user_id: int) -> list[dic
     ]  # fmt: skip
 
 
-def _habit(db: sqlite3.Connection, user_id: int, now: int) -> dict[str, int]:
-    """Votes of the last 24 hours, and on how many days up to now in a row the person has rated."""
-    today = db.execute(
-        "SELECT count(*) FROM events WHERE user_id = ? AND kind = 'vote' AND at_ms > ?", [user_id, now - DAY_MS]
-    ).fetchone()[0]
-    days = {
-        row[0]
-        for row in db.execute(
-            "SELECT DISTINCT at_ms / ? FROM events WHERE user_id = ? AND kind = 'vote'", [DAY_MS, user_id]
+def _habit(db: sqlite3.Connection, user_id: int, now: int, offset: int) -> Habit:
+    """`now` and `offset` in ms: local time, and how far it is ahead of UTC. Gold and repeats count as all others do: a
+    number that left them out would tell them apart.
+    """
+
+    def rated(day: int) -> int:
+        start = day * DAY_MS - offset
+        return int(
+            db.execute(
+                "SELECT count(*) FROM events AS e JOIN votes AS v ON v.item_id = e.item_id AND v.user_id = e.user_id "
+                "AND v.part = e.part AND v.event_id = e.id WHERE e.user_id = ? AND e.at_ms >= ? AND e.at_ms < ?",
+                [user_id, start, start + DAY_MS],
+            ).fetchone()[0]
         )
-    }
-    day, streak = now // DAY_MS, 0
-    while day - streak in days or (streak == 0 and day - 1 in days):
-        if day not in days and streak == 0:
-            day -= 1
-            continue
+
+    today = now // DAY_MS
+    count = rated(today)
+    streak = int(count > 0)
+    while streak < MOST_STREAK and rated(today - (streak or 1)):
         streak += 1
-    return {"today": today, "streak": streak}
+        if not count and streak == 1:
+            today -= 1
+    return Habit(today=count, streak=streak)
 
 
 def page_json(value: Any) -> str:

@@ -8,6 +8,7 @@ person may do the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -34,6 +35,7 @@ class Sync:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Begin to look."""
@@ -42,8 +44,12 @@ class Sync:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop looking, and wait for an update that is under way."""
+        """Stop looking. An update under way is ended: the index is replaced whole or not at all, and the next one does
+        the same work.
+        """
         self._stop.set()
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
         if self._thread:
             self._thread.join()
 
@@ -54,9 +60,11 @@ class Sync:
             self._lock,
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
         ):
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+            self._process = process
+            with contextlib.suppress(OSError):  # it may be over already
+                os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
             _, said = process.communicate()
-            if process.returncode:
+            if process.returncode and not self._stop.is_set():
                 raise StoreError(said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}")
             self.last = time.time()
 

@@ -2,7 +2,7 @@
 
 export const DEFAULTS = {
   tier1: "1", tier2: "2", tier3: "3", tier4: "4", tier5: "5", undo: "u", skip: "s", zoom: "z", fit: "f",
-  captions: "c", ground: "g", help: "?",
+  captions: "c", ground: "g", show: "v", help: "?",
 };
 
 // The character that a press stands for, whatever the layout and the input method. Full-width digits and letters are
@@ -30,17 +30,31 @@ export function foreign(event) {
   return Boolean(target?.closest?.("input:not([type=radio]):not([type=checkbox]), textarea, select, [contenteditable]"));
 }
 
-// {action} | {flag} | null. Backspace is always undo; Escape, arrows and + - are the viewer's.
-export function meaning(event, bindings, flags) {
+// The keys in force, {name: key}, for actions and for the flags of a rubric (`flag:watermark`): what the person chose,
+// else the default; a key does one thing, so a flag whose default is taken has none until it is given one.
+export function effective(chosen, flags) {
+  const keys = { ...DEFAULTS };
+  for (const action of Object.keys(DEFAULTS)) keys[action] = chosen[action] ?? keys[action];
+  const taken = new Set(Object.values(keys));
+  for (const { flag, key } of flags) {
+    const wanted = chosen[`flag:${flag}`] ?? key;
+    keys[`flag:${flag}`] = taken.has(wanted) ? "" : wanted;
+    taken.add(wanted);
+  }
+  return keys;
+}
+
+// {action} | {flag} | null. Backspace is always undo; Escape, arrows and + = - are the viewer's.
+export function meaning(event, keys) {
   const typed = character(event);
   if (typed === "Backspace") return { action: "undo" };
-  for (const [action, key] of Object.entries(bindings)) if (key === typed) return { action };
-  const flag = flags.find((one) => one.key === typed);
-  return flag ? { flag: flag.flag } : null;
+  const name = Object.keys(keys).find((one) => keys[one] === typed);
+  if (!name) return null;
+  return name.startsWith("flag:") ? { flag: name.slice(5) } : { action: name };
 }
 
 // A binding that somebody wants: a problem (a name in the catalog) or null.
-export function usable(key, action, bindings) {
-  if (!/^[a-z0-9,./;'[\]\\=`?-]$/.test(key)) return "rate.keys.taken";
-  return Object.entries(bindings).some(([other, used]) => other !== action && used === key) ? "rate.keys.taken" : null;
+export function usable(key, name, keys) {
+  if (!/^[a-z0-9,./;'[\]\\`?]$/.test(key)) return "rate.keys.unusable";
+  return Object.entries(keys).some(([other, used]) => other !== name && used === key) ? "rate.keys.taken" : null;
 }

@@ -3,7 +3,8 @@
 // Pictures are asked for and decoded AHEAD of time. An answer goes into the outbox (outbox.js) and the page goes on when
 // it is safe there; the network is never waited for. Nothing is rated before it has been painted.
 
-import { DEFAULTS, character, foreign, meaning, usable } from "./keys.js";
+import { begin, call, sendAnswers } from "./call.js";
+import { character, effective, foreign, meaning, usable } from "./keys.js";
 import { Outbox } from "./outbox.js";
 import { Viewer } from "./viewer.js";
 
@@ -14,10 +15,10 @@ const TRIES = 3;
 const config = JSON.parse(document.getElementById("config").textContent);
 const at = (id) => document.getElementById(id);
 const { campaign, rubric } = config;
-const settings = { ground: "grey", captions: "both", keys_on: true, keys: {}, ...config.person.settings };
+const settings = { ground: "grey", captions: "both", keys_on: true, veil: true, keys: {}, ...config.person.settings };
 let language = config.language;
-let csrf = config.csrf;
-let bindings = { ...DEFAULTS, ...settings.keys };
+let keys = effective(settings.keys, rubric.flags);
+begin(config.csrf, config.person.id);
 
 const line = []; // tasks to come: {lease, width, height, captions, img, ready}
 let current = null; // the task on the screen, with `painted` (ms) once it is
@@ -26,14 +27,15 @@ let flags = new Set();
 let busy = false;
 let fetching = false;
 let progress = config.progress;
-let today = config.today;
+let today = 0; // answers of this day that were not taken back, here and elsewhere
+let streak = 0;
 let exhausted = false;
 let lookAgain = 0;
 let hiddenSince = 0;
 let pressed = 0; // when the last answer was given, for the time to the next paint
 let stamp = 0; // when the browser saw the key or the pointer that is being handled
 let paintMs = null;
-let alarmText = null;
+let alarmKey = "";
 
 // words
 
@@ -59,38 +61,23 @@ function make(tag, className, text) {
 
 // network
 
-async function call(method, path, body) {
-  const answer = await fetch(path, {
-    method,
-    headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
-    body: body === undefined ? undefined : JSON.stringify(body),
-    signal: AbortSignal.timeout(20000),
-  });
-  if (answer.status === 403 && method !== "GET") {
-    // Signed in anew in another tab: the token is another one.
-    const me = await fetch("/api/me");
-    if (me.ok) {
-      const fresh = await me.json();
-      if (fresh.id === config.person.id && fresh.csrf !== csrf) {
-        csrf = fresh.csrf;
-        return call(method, path, body);
-      }
-    }
+const outbox = new Outbox(config.person.id, campaign.id, async (of, answers) => {
+  const stored = await sendAnswers(of, answers);
+  if (of === campaign.id) {
+    progress = stored.progress;
+    showProgress();
   }
-  if (!answer.ok) {
-    const why = new Error((await answer.json().catch(() => ({}))).detail ?? answer.statusText);
-    why.status = answer.status;
-    throw why;
-  }
-  return answer.json();
-}
-
-const outbox = new Outbox(config.person.id, campaign.id, async (answers) => {
-  const stored = await call("POST", `/api/campaigns/${campaign.id}/answers`, { answers });
-  progress = stored.progress;
-  showProgress();
   return stored.results;
 });
+
+async function habit() {
+  const found = await call("GET", `/api/me/habit?utc_offset_min=${-new Date().getTimezoneOffset()}`).catch(() => null);
+  if (!found) return;
+  const waits = outbox.waiting.filter(({ answer: a }) => a.kind === "vote").length - outbox.waiting.filter(({ answer: a }) => a.undoes).length;
+  today = found.today + waits;
+  streak = found.streak;
+  showProgress();
+}
 
 // the line of pictures to come
 
@@ -103,6 +90,7 @@ async function refill() {
     const want = Math.min(have.length + AHEAD - line.length + (current ? 0 : 1), 24);
     const given = await call("POST", `/api/campaigns/${campaign.id}/tasks`, { want, have });
     progress = given.progress;
+    if (outbox.signedOut) outbox.flush(true);
     const known = new Set([...line.map((task) => task.lease), current?.lease, ...outbox.leases]);
     const fresh = given.tasks.filter((task) => !known.has(task.lease));
     for (const task of fresh) prepare(task);
@@ -163,6 +151,7 @@ function next() {
   else {
     current = null;
     viewer.clear();
+    veil();
     enable();
     wait();
   }
@@ -181,6 +170,7 @@ async function show(task, before = null) {
   current = task;
   task.painted = 0;
   task.hiddenMs = 0;
+  veil();
   flags = new Set(before?.flags ?? []);
   enable();
   let ready = null;
@@ -222,6 +212,20 @@ async function show(task, before = null) {
   });
 }
 
+// A picture that is probably unsafe is veiled until its rater wants to see it; "unsafe" can be said without that.
+function veil() {
+  const veiled = Boolean(current?.risky && settings.veil && !current.unveiled);
+  at("stage").classList.toggle("veiled", veiled);
+  at("veil").hidden = !veiled;
+  at("veil").firstElementChild.textContent = t("rate.veil");
+  return veiled;
+}
+
+function unveil() {
+  if (current) current.unveiled = true;
+  veil();
+}
+
 // answers
 
 function unique() {
@@ -231,6 +235,11 @@ function unique() {
 async function answer(kind, fields, by) {
   const task = current;
   if (!task || busy || (kind === "vote" && !task.painted)) return;
+  if (kind === "vote" && fields.tier !== rubric.unsafe_tier && veil()) {
+    at("veil").firstElementChild.textContent = t("rate.veiled", { tier: rubric.unsafe_tier });
+    say(t("rate.veiled", { tier: rubric.unsafe_tier }));
+    return;
+  }
   busy = true;
   pressed = stamp || performance.now();
   const seconds = task.painted ? Math.min((pressed - task.painted - task.hiddenMs) / 1000, 3600) : null;
@@ -267,7 +276,7 @@ async function answer(kind, fields, by) {
   }));
 }
 
-const plain = ({ lease, width, height, captions }) => ({ lease, width, height, captions });
+const plain = ({ lease, width, height, captions, risky }) => ({ lease, width, height, captions, risky });
 const rate = (tier, by) => answer("vote", { tier, flags: [...flags].sort() }, by);
 const skip = (reason) => answer("skip", { reason }, "key");
 
@@ -309,9 +318,16 @@ function toggleFlag(flag) {
 
 // what the page shows
 
+let focused = null; // the tier that had the focus when it was switched off: it is to have it again
+
 function enable() {
   const can = Boolean(current?.painted);
+  if (!can) focused = document.activeElement.closest("[data-tier]") ?? focused;
   for (const button of at("tiers").children) button.disabled = !can;
+  if (can && focused) {
+    if (document.activeElement === document.body) focused.focus({ preventScroll: true });
+    focused = null;
+  }
   at("skip").disabled = !current;
   at("undo").disabled = !said.length;
 }
@@ -336,19 +352,21 @@ function showCaptions() {
   box.append(...captionsOf(current));
 }
 
+// A column for each language, that of the page first.
 function captionsOf(task) {
-  const kinds = [["raw", "rate.raw"], ["en", "rate.written"], ["zh", "rate.translated"]];
-  return kinds.flatMap(([code, kind]) => {
+  const columns = new Map((language === "zh" ? ["zh", "en"] : ["en", "zh"]).map((tongue) => [tongue, make("div")]));
+  for (const [code, kind] of [["en", "rate.written"], ["zh", "rate.translated"], ["raw", "rate.raw"]]) {
     const text = task.captions[code];
     const tongue = code === "raw" ? (/\p{Script=Han}/u.test(text ?? "") ? "zh" : "en") : code;
-    if (!text || (!rubric.criterion && settings.captions !== "both" && settings.captions !== tongue)) return [];
+    if (!text || (!rubric.criterion && settings.captions !== "both" && settings.captions !== tongue)) continue;
     const quote = make("blockquote");
     const words = make("p", "", text);
     words.lang = tongue === "zh" ? "zh-Hans" : "en";
     words.dir = "auto";
     quote.append(words, make("footer", "", t(rubric.criterion ? "rate.judged" : kind)));
-    return [quote];
-  });
+    columns.get(tongue).append(quote);
+  }
+  return [...columns.values()].filter((column) => column.childElementCount);
 }
 
 function showLast() {
@@ -357,7 +375,7 @@ function showLast() {
   box.hidden = !last;
   box.replaceChildren();
   if (!last) return;
-  const small = make("img", "thumb");
+  const small = make("img", (last.task.risky && settings.veil) || last.tier === rubric.unsafe_tier ? "thumb veil" : "thumb");
   small.src = `/api/leases/${last.task.lease}/preview`;
   small.alt = "";
   const words = make("div");
@@ -378,7 +396,6 @@ function showProgress() {
     make("span", "long", t("rate.progress", { done: number(done), images: number(images), mine: number(mine) })),
     make("span", "short", `${number(done)} / ${number(images)}`),
   );
-  const streak = Math.max(config.streak, today > 0 ? 1 : 0);
   at("habit").textContent = t("rate.today", { n: number(today) }) + (streak > 1 ? ` · ${t("rate.streak", { n: streak })}` : "");
 }
 
@@ -389,28 +406,51 @@ function showState() {
   state.className = `state ${outbox.signedOut || offline ? "bad" : count ? "busy" : "good"}`;
   state.textContent = offline ? t("rate.unsaved.offline", { n: count }) : count ? t("rate.unsaved", { n: count }) : t("rate.saved");
   state.dataset.count = count;
-  if (outbox.signedOut) alarm("rate.signedout", { n: count }, "rate.signin");
-  else if (outbox.refused.length) alarm("rate.refused", { n: outbox.refused.length, why: outbox.refused.at(-1) });
+  const { refused } = outbox;
+  if (outbox.signedOut) alarm("rate.signedout", { n: count }, [signIn]);
+  else if (refused.length) alarm("rate.refused", { n: refused.length, why: refused.at(-1).refused }, [saveRefused, forgetRefused]);
   else if (!outbox.durable) alarm("rate.nostore");
+  else if (["rate.signedout", "rate.refused"].includes(alarmKey)) alarm("");
 }
 
-function alarm(key, values = {}, action = "") {
-  const text = t(key, values);
-  if (text === alarmText) return;
-  alarmText = text;
+// What an alarm offers to do.
+
+function signIn() {
+  const link = make("a", "button", t("rate.signin"));
+  link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
+  return link;
+}
+
+function saveRefused() {
+  const link = make("a", "button", t("rate.refused.save"));
+  link.href = URL.createObjectURL(new Blob([outbox.refusedText], { type: "application/x-ndjson" }));
+  link.download = "curate-answers.jsonl";
+  return link;
+}
+
+function forgetRefused() {
+  const button = make("button", "icon", t("rate.refused.forget"));
+  button.type = "button";
+  button.onclick = () => outbox.forget();
+  return button;
+}
+
+let alarmSaid = "";
+
+function alarm(key, values = {}, offers = []) {
+  const one = `${key}.one`;
+  const text = key ? t(values.n === 1 && config.words[language][one] ? one : key, values) : "";
+  alarmKey = key;
+  if (text === alarmSaid) return;
+  alarmSaid = text;
   const box = at("alarm");
-  box.replaceChildren(make("span", "", text));
-  if (action) {
-    const link = make("a", "button", t(action));
-    link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
-    box.append(link);
-  }
+  box.hidden = !text;
+  if (!text) return;
   const close = make("button", "icon", "×");
   close.type = "button";
   close.setAttribute("aria-label", t("rate.close"));
   close.onclick = () => { box.hidden = true; };
-  box.append(close);
-  box.hidden = false;
+  box.replaceChildren(make("span", "", text), ...offers.map((offer) => offer()), close);
 }
 
 function showWords() {
@@ -428,7 +468,7 @@ function showWords() {
   for (const button of at("flags")?.children ?? [])
     button.querySelector("span").textContent = rubric.flags.find((one) => one.flag === button.dataset.flag).name[language];
   at("zoomlevel").textContent = viewer.scale ? `${Math.round(viewer.scale * 100)} %` : t("rate.fit");
-  alarmText = null;
+  alarmSaid = "";
   showKeys();
   showCaptions();
   showLast();
@@ -439,11 +479,13 @@ function showWords() {
 }
 
 function showKeys() {
-  for (const cap of document.querySelectorAll("kbd[data-key]")) cap.textContent = bindings[cap.dataset.key].toUpperCase();
+  keys = effective(settings.keys, rubric.flags);
+  for (const cap of document.querySelectorAll("kbd[data-key]")) cap.textContent = keys[cap.dataset.key].toUpperCase();
   document.body.classList.toggle("nokeys", !settings.keys_on);
-  const keys = (action) => (settings.keys_on ? bindings[action] : "");
-  for (const button of at("tiers").children) button.setAttribute("aria-keyshortcuts", keys(`tier${button.dataset.tier}`));
-  for (const action of ["undo", "skip", "zoom"]) at(action).setAttribute("aria-keyshortcuts", keys(action));
+  const shortcut = (name) => (settings.keys_on ? keys[name] : "");
+  for (const button of at("tiers").children) button.setAttribute("aria-keyshortcuts", shortcut(`tier${button.dataset.tier}`));
+  for (const button of at("flags")?.children ?? []) button.setAttribute("aria-keyshortcuts", shortcut(`flag:${button.dataset.flag}`));
+  for (const action of ["undo", "skip", "zoom", "help"]) at(action).setAttribute("aria-keyshortcuts", shortcut(action));
 }
 
 function showHelp() {
@@ -451,7 +493,7 @@ function showHelp() {
   at("rubric").replaceChildren(...rubric.tiers.map((tier) => {
     const section = make("section", `t${tier.tier}`);
     const head = make("h3");
-    head.append(make("kbd", "", bindings[`tier${tier.tier}`].toUpperCase()), make("span", "", tier.name[language]));
+    head.append(make("kbd", "", keys[`tier${tier.tier}`].toUpperCase()), make("span", "", tier.name[language]));
     const list = make("ul");
     list.append(...tier.criteria[language].map((text) => make("li", "", text)));
     section.append(head, make("p", "", tier.about[language]), list);
@@ -459,7 +501,7 @@ function showHelp() {
     if (pictures.length) {
       const strip = make("div", "exemplars");
       strip.append(...pictures.map((one) => {
-        const img = make("img");
+        const img = make("img", one.tier === rubric.unsafe_tier ? "veil" : "");
         img.loading = "lazy";
         img.alt = `${tier.tier} · ${tier.name[language]}`;
         img.src = `/api/campaigns/${campaign.id}/exemplars/${one.id}`;
@@ -469,8 +511,8 @@ function showHelp() {
     }
     return section;
   }));
-  const rows = [...config.actions.map((action) => [bindings[action].toUpperCase(), `rate.key.${action}`]),
-    [rubric.flags.map((one) => one.key.toUpperCase()).join(" "), "rate.key.flags"],
+  const rows = [...config.actions.map((action) => [keys[action].toUpperCase(), `rate.key.${action}`]),
+    [rubric.flags.map((one) => keys[`flag:${one.flag}`].toUpperCase()).join(" ").trim(), "rate.key.flags"],
     ["+ −", "rate.key.plusminus"], ["← → ↑ ↓", "rate.key.arrows"]].filter(([key]) => key);
   at("keylist").replaceChildren(...rows.map(([key, text]) => {
     const pair = make("div");
@@ -502,15 +544,19 @@ function openSettings() {
   const sheet = at("settingssheet");
   for (const input of sheet.querySelectorAll("input[type=radio]")) input.checked = settings[input.name] === input.value;
   at("keyson").checked = settings.keys_on;
+  at("veilon").checked = settings.veil;
   showBindings();
   sheet.showModal();
 }
 
 function showBindings() {
-  at("bindings").replaceChildren(...config.actions.map((action) => {
+  const names = [...config.actions, ...rubric.flags.map((one) => `flag:${one.flag}`)];
+  const about = (name) => (name.startsWith("flag:") ? rubric.flags.find((one) => `flag:${one.flag}` === name).name[language] : t(`rate.key.${name}`));
+  at("bindings").replaceChildren(...names.map((name) => {
     const button = make("button", "binding");
     button.type = "button";
-    button.append(make("kbd", "", bindings[action].toUpperCase()), make("span", "", t(`rate.key.${action}`)));
+    button.dataset.binding = name;
+    button.append(make("kbd", "", keys[name].toUpperCase() || "–"), make("span", "", about(name)));
     button.onclick = () => {
       button.querySelector("kbd").textContent = "…";
       button.querySelector("span").textContent = t("rate.keys.press");
@@ -520,16 +566,16 @@ function showBindings() {
         event.stopPropagation();
         button.onkeydown = null;
         const key = character(event);
-        const problem = event.key === "Escape" ? null : usable(key, action, bindings);
+        const problem = event.key === "Escape" ? null : usable(key, name, keys);
         at("keyproblem").hidden = !problem;
         at("keyproblem").textContent = problem ? t(problem, { key }) : "";
         if (!problem && event.key !== "Escape") {
-          bindings = { ...bindings, [action]: key };
-          store({ keys: bindings });
+          store({ keys: { ...settings.keys, [name]: key } });
           showKeys();
           showHelp();
         }
         showBindings();
+        at("bindings").querySelector(`[data-binding="${name}"]`).focus();
       };
     };
     return button;
@@ -545,6 +591,7 @@ const actions = {
   fit: () => viewer.zoom(0),
   captions: () => captions({ both: "en", en: "zh", zh: "none", none: "both" }[settings.captions]),
   ground: () => ground({ grey: "dark", dark: "light", light: "grey" }[settings.ground]),
+  show: () => unveil(),
   help: () => at("helpsheet").showModal(),
   ...Object.fromEntries([1, 2, 3, 4, 5].map((tier) => [`tier${tier}`, (by) => rate(tier, by)])),
 };
@@ -559,7 +606,7 @@ addEventListener("keydown", (event) => {
     if (sheet.id === "skipsheet" && "1234".includes(typed)) {
       event.preventDefault();
       sheet.querySelectorAll("[data-reason]")[Number(typed) - 1].click();
-    } else if (sheet.id === "helpsheet" && typed === bindings.help) {
+    } else if (sheet.id === "helpsheet" && typed === keys.help) {
       event.preventDefault();
       sheet.close();
     }
@@ -570,7 +617,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   if (!settings.keys_on) return;
-  const meant = meaning(event, bindings, rubric.flags);
+  const meant = meaning(event, keys);
   if (!meant) return;
   event.preventDefault();
   if (meant.flag) toggleFlag(meant.flag);
@@ -588,12 +635,13 @@ at("flags")?.addEventListener("click", (event) => {
 });
 at("undo").onclick = () => undo();
 at("skip").onclick = () => actions.skip();
+at("veil").onclick = () => unveil();
 at("zoom").onclick = () => viewer.toggle();
 at("zoomin").onclick = () => viewer.step(1);
 at("zoomout").onclick = () => viewer.step(-1);
 at("help").onclick = () => actions.help();
 at("settings").onclick = openSettings;
-at("state").onclick = () => outbox.flush(true);
+at("state").onclick = () => { outbox.flush(true); refill(); };
 at("language").onclick = () => {
   language = language === "zh" ? "en" : "zh";
   store({ language });
@@ -616,11 +664,14 @@ at("settingssheet").addEventListener("change", ({ target }) => {
   else if (target.id === "keyson") {
     store({ keys_on: target.checked });
     showKeys();
+  } else if (target.id === "veilon") {
+    store({ veil: target.checked });
+    veil();
+    showLast();
   }
 });
 at("keysreset").onclick = () => {
-  bindings = { ...DEFAULTS };
-  store({ keys: bindings });
+  store({ keys: {} });
   showKeys();
   showBindings();
   showHelp();
@@ -634,6 +685,13 @@ document.addEventListener("visibilitychange", () => {
     refill();
   }
 });
+// Somebody may have signed in again in another tab, or the network may be back unannounced.
+addEventListener("focus", () => {
+  if (!outbox.signedOut && !outbox.offline) return;
+  outbox.flush(true);
+  exhausted = false;
+  refill();
+});
 addEventListener("offline", () => { showState(); if (!current) wait(); });
 addEventListener("online", () => { showState(); exhausted = false; refill(); });
 outbox.addEventListener("change", () => { showState(); if (!current) wait(); });
@@ -642,11 +700,12 @@ outbox.addEventListener("change", () => { showState(); if (!current) wait(); });
 
 await outbox.open();
 // What was answered before a reload and has not reached the server: an undo reaches it, and its pictures are not shown again.
-const undone = new Set(outbox.waiting.map((entry) => entry.answer.undoes).filter(Boolean));
-said = [...said, ...outbox.waiting.filter((entry) => entry.task).map(({ answer: a, task }) => ({ key: a.key, kind: a.kind, tier: a.tier, flags: a.flags ?? [], task }))]
+const undone = new Set(outbox.here.map((entry) => entry.answer.undoes).filter(Boolean));
+said = [...said, ...outbox.here.filter((entry) => entry.task).map(({ answer: a, task }) => ({ key: a.key, kind: a.kind, tier: a.tier, flags: a.flags ?? [], task }))]
   .filter((entry, place, all) => !undone.has(entry.key) && all.findIndex((other) => other.key === entry.key) === place)
   .slice(-10);
 showWords();
 enable();
 outbox.flush(true);
+habit();
 refill();

@@ -23,7 +23,7 @@ export class Viewer {
       event.preventDefault();
       this.step(event.deltaY < 0 ? 1 : -1);
     }, { passive: false });
-    addEventListener("resize", () => this.#place());
+    new ResizeObserver(() => this.#place()).observe(stage);
   }
 
   // Show a decoded <img>; the one before it goes.
