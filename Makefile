@@ -44,6 +44,7 @@ bench-gpu: $(VENV)/.dev ## the benchmarks that need a GPU
 	$(BIN)/python -m benchmarks.cogvlm
 	$(BIN)/python -m benchmarks.cogvlm --second
 	$(BIN)/python -m benchmarks.models clip
+	$(BIN)/python -m benchmarks.train --gpu
 
 synth: $(VENV)/.dev ## 2,000 pictures of rendered Chinese text and their report, in ./synth
 	@deploy/apt.sh fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"rendered text"

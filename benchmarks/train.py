@@ -3,9 +3,10 @@
     python -m benchmarks.train --step        one step of the same UNet: our loop and that of train_text_to_image_sdxl
     python -m benchmarks.train --restart     seconds from the start of the process to the first step, a million rows
     python -m benchmarks.train --kills 20    bit-equality after that many kills at random points
-    python -m benchmarks.train --gpu         SDXL's UNet in bf16 at 1024 px on a GPU: MFU and memory
+    python -m benchmarks.train --gpu         `curate train` with Kolors' UNet, bf16, 1024 px, on a GPU: MFU and memory
 
-All train the tiny models on drawn pictures, one thread of a CPU. Last line: `RESULT ` and the figures as JSON.
+All but the last train the tiny models on drawn pictures, one thread of a CPU. Last line: `RESULT ` and the figures as
+JSON.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ def prepare(folder: Path, rows: int = 64) -> tuple[Path, Path]:
         str(mix),
         kind="inline",
     )
-    return mix, tiny.make_tiny(folder / "base", run.captions([str(mix)]), 0)
+    return mix, tiny.make_tiny(folder / "base", lambda: run.captions([str(mix)]), 0)
 
 
-def recipe_of(folder: Path, mix: Path, base: Path, steps: int, **sections: dict[str, Any]) -> Any:
+def recipe_of(folder: Path, mix: Path, base: Path, steps: int, **sections: Any) -> Any:
     """A recipe for `steps` steps."""
     from curate.train.recipe import from_tables
 
@@ -87,7 +88,7 @@ def recipe_of(folder: Path, mix: Path, base: Path, steps: int, **sections: dict[
         "measure": {"rows": 1, "every": 0, "grid_seeds": 0}, "phase": [{"steps": steps, "buckets": BUCKET}],
     }  # fmt: skip
     for name, section in sections.items():
-        tables[name] |= section
+        tables[name] = tables[name] | section if isinstance(section, dict) else section
     return from_tables(tables)
 
 
@@ -264,87 +265,134 @@ def work(wanted: Any) -> None:
 
 
 def kill_often(folder: Path, kills: int) -> dict[str, Any]:
-    """A run that is killed at random points, against one that is not."""
+    """One run killed `kills` times, against one that was not.
+
+    Each piece is killed at a random moment after it has written 0 to 3 checkpoints more, so that no piece can end the
+    run before its last kill.
+    """
     import torch
     from safetensors.torch import load_file
 
     mix, base = prepare(folder)
-    steps = 3 * kills
-    calm = recipe_of(folder / "calm", mix, base, steps, checkpoint={"every": 1})
+    steps = 4 * kills + 4
+    small: dict[str, Any] = {"train": {"batch": 4}, "phase": [{"steps": steps, "buckets": "32x32"}]}
+    calm, shaken = (
+        recipe_of(folder / name, mix, base, steps, checkpoint={"every": 1}, **small) for name in ("calm", "shaken")
+    )
+    work(calm)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["curate.train.run", "diffusers.models.unets.unet_2d_condition"])
-    child = context.Process(target=work, args=(calm,))
-    clock = time.perf_counter()
-    child.start()
-    child.join()
-    whole_s = time.perf_counter() - clock
-    shaken = recipe_of(folder / "shaken", mix, base, steps, checkpoint={"every": 1})
     draw = np.random.default_rng(0)
-    killed = 0
-    while killed < kills:
+    for kill in range(kills):
         child = context.Process(target=work, args=(shaken,))
         child.start()
-        child.join(float(draw.uniform(0.02, 0.25)) * max(whole_s, 4.0))
+        goal = newest(folder / "shaken") + int(draw.integers(0, 4))
+        while child.is_alive() and newest(folder / "shaken") < goal:
+            time.sleep(0.002)
+        child.join(float(draw.uniform(0, 0.3)))
         if not child.is_alive():
-            break
+            raise RuntimeError(f"the run ended by itself before kill {kill + 1}: exit code {child.exitcode}")
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
-        killed += 1
+    left = steps - newest(folder / "shaken")
     work(shaken)
     last = [load_file(sorted((folder / name / "checkpoints").glob("step-*"))[-1]) for name in ("calm", "shaken")]
     equal = last[0].keys() == last[1].keys() and all(torch.equal(last[0][k], last[1][k]) for k in last[0])
-    return {"kills": killed, "bit_equal": equal, "steps": steps}
+    return {"kills": kills, "bit_equal": equal, "steps": steps, "steps_after_last_kill": left}
 
 
-def measure_gpu(batch: int, steps: int, checkpointing: bool) -> dict[str, Any]:
-    """MFU of SDXL's UNet with random weights and latents, 1024 px, bf16 autocast, AdamW, on the first GPU."""
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint of a run, 0 without one."""
+    found = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+    return int(found[-1].stem.removeprefix("step-")) if found else 0
+
+
+def measure_gpu(
+    folder: Path, shape: str, batch: int, steps: int, checkpointing: bool, warm: int = 10, rows: int = 64
+) -> dict[str, Any]:
+    """MFU of `curate train` on the first GPU: SDXL's UNet, random weights, bf16, latents of 1024 px pictures.
+
+    The product's own loop, with its data, EMA, clipping and log; nothing of it is replaced. The tiny autoencoder has
+    4 px to a latent and SDXL's has 8, so that 512 px here give the latents of 1024 px there. `shape` "tiny" on a CPU
+    shows that the harness works.
+    """
     import torch
+
+    from curate.train import run
+    from curate.train.log import read_metrics
+    from curate.train.models import UNETS
+
+    mix, base = prepare(folder, rows)
+    bucket = "64x64" if shape == "tiny" else "512x512"
+    if shape != "tiny":
+        widen(base, UNETS[shape])
+    cuda = torch.cuda.is_available()
+    wanted = recipe_of(
+        folder / "run", mix, base, steps + warm,
+        train={"batch": batch}, log={"every": warm}, phase=[{"steps": steps + warm, "buckets": bucket}],
+        model={
+            "unet": shape, "precision": "bfloat16" if cuda else "float32", "compile": cuda,
+            "gradient_checkpointing": checkpointing,
+        },
+    )  # fmt: skip
+    run.run(wanted, Console(file=io.StringIO()))
+    lines = [line for line in read_metrics(folder / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    rate = float(np.median([line["images_per_s"] for line in lines[1:]]))  # the first line has what compiles
+    flops = flops_of(shape, int(bucket.split("x")[0]) // 4)
+    return {
+        "shape": shape, "batch": batch, "images_per_s": rate, "step_s": batch / rate,
+        "tflop_per_image": flops / 1e12, "mfu": flops * rate / H200_FLOPS,
+        "data_wait": float(np.median([line["data_wait"] for line in lines[1:]])),
+        "overhead": float(np.median([line["overhead"] for line in lines[1:]])),
+        "peak_memory_gb": lines[-1]["peak_memory_gb"], "gradient_checkpointing": checkpointing,
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+    }  # fmt: skip
+
+
+def widen(base: Path, shape: dict[str, Any]) -> None:
+    """Give the tiny models a random ChatGLM of one layer whose width the UNet asks for (Kolors: 4096)."""
+    import shutil
+
+    import torch
+
+    from curate.train.text import chatglm
+
+    width = shape["encoder_hid_dim"]
+    config_kind, model_kind, tokenizer_kind = chatglm()
+    tokenizer = tokenizer_kind.from_pretrained(base / "tokenizer", local_files_only=True)
+    config = config_kind(
+        num_layers=2, padded_vocab_size=tokenizer.vocab_size, hidden_size=width, ffn_hidden_size=256, kv_channels=64,
+        num_attention_heads=width // 64, seq_length=256, multi_query_attention=True, multi_query_group_num=2,
+        add_qkv_bias=True, original_rope=True, use_cache=False,
+    )  # fmt: skip
+    model = model_kind(config, empty_init=False)
+    for name, parameter in model.named_parameters():  # the class leaves its norms as the memory was
+        if "norm" in name:
+            torch.nn.init.ones_(parameter)
+    shutil.rmtree(base / "text_encoder")
+    model.save_pretrained(base / "text_encoder")
+
+
+def flops_of(shape: str, latent: int) -> int:
+    """Floating-point operations of one picture, forward and backward, counted on no device; recomputing is none."""
+    import torch
+    from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from curate.train.loss import squared_errors
-    from curate.train.models import make_unet
-    from curate.train.schedule import alpha_bar
+    from curate.train.models import UNETS
 
-    device = torch.device("cuda")
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    unet = make_unet("sdxl", 0).to(device).train().to(memory_format=torch.channels_last)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=True)
-    bars = torch.tensor(alpha_bar("sdxl"), dtype=torch.float32, device=device)
-    hidden, pooled = torch.randn(batch, 77, 2048, device=device), torch.randn(batch, 1280, device=device)
-    ids = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]] * batch, device=device)
-    model = torch.compile(unet)
-
-    def step(called: Any) -> None:
-        clean, noise = torch.randn(2, batch, 4, 128, 128, device=device)
-        t = torch.randint(0, 1000, (batch,), device=device)
-        loss = squared_errors(
-            called, clean=clean, noise=noise, steps=t, bars=bars, hidden=hidden, pooled=pooled, time_ids=ids,
-            prediction="epsilon", precision="bfloat16",
-        )  # fmt: skip
-        loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    with FlopCounterMode(display=False) as counter:
-        step(unet)
-    flops = counter.get_total_flops()
-    for _ in range(5):
-        step(model)
-    torch.cuda.synchronize()
-    clock = time.perf_counter()
-    for _ in range(steps):
-        step(model)
-    torch.cuda.synchronize()
-    step_s = (time.perf_counter() - clock) / steps
-    return {
-        "batch": batch, "step_s": step_s, "images_per_s": batch / step_s, "tflop_per_step": flops / 1e12,
-        "mfu": flops / step_s / H200_FLOPS, "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "gradient_checkpointing": checkpointing, "device": torch.cuda.get_device_name(),
-    }  # fmt: skip
+    config = UNETS[shape]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+        width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        said = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
+        tokens = 64 if shape == "tiny" else 256
+        with FlopCounterMode(display=False) as counter:
+            x = torch.zeros(1, 4, latent, latent)
+            out = unet(x, torch.zeros(1), torch.zeros(1, tokens, width), added_cond_kwargs=said).sample
+            out.sum().backward()
+    return int(counter.get_total_flops())
 
 
 def main() -> None:
@@ -357,6 +405,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="steps of each turn")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of --restart")
     parser.add_argument("--batch", type=int, default=8, help="batch of --gpu")
+    parser.add_argument("--shape", default="kolors", choices=("kolors", "tiny"), help="UNet of --gpu")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     asked = parser.parse_args()
     everything = not (asked.step or asked.restart or asked.kills or asked.gpu)
@@ -370,7 +419,7 @@ def main() -> None:
         if asked.kills or everything:
             figures |= kill_often(folder / "kills", asked.kills or 20)
         if asked.gpu:
-            figures |= measure_gpu(asked.batch, asked.steps, asked.gradient_checkpointing)
+            figures |= measure_gpu(folder / "gpu", asked.shape, asked.batch, asked.steps, asked.gradient_checkpointing)
     for key, value in figures.items():
         if key not in ("benchmark", "targets"):
             print(f"  {key:20s} {value:.4g}" if isinstance(value, float) else f"  {key:20s} {value}")

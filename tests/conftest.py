@@ -183,4 +183,4 @@ def train_base(train_mix: Path) -> Path:
     """Tiny models for it."""
     from curate.train import run, tiny
 
-    return tiny.make_tiny(train_mix.parent / "base", run.captions([str(train_mix)]), 0)
+    return tiny.make_tiny(train_mix.parent / "base", lambda: run.captions([str(train_mix)]), 0)

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from train_tiny import BUCKETS, STEPS, console, make_mix, recipe, train_in_process
 
@@ -21,7 +23,7 @@ from curate.store import Store
 from curate.train import checkpoint, evaluate, loop, models, run
 from curate.train.checkpoint import averaged
 from curate.train.data import Place
-from curate.train.log import read_metrics
+from curate.train.log import Log, read_metrics
 from curate.train.recipe import Recipe
 
 HERE = Place(0, 1, torch.device("cpu"))
@@ -96,7 +98,7 @@ def test_a_run_that_was_killed_again_and_again_ends_bit_equal(
     for _ in range(3):
         child = CHILDREN.Process(target=train_in_process, args=(wanted,))
         child.start()
-        child.join(float(draw.uniform(0.5, 6.0)))
+        child.join(float(draw.uniform(0.2, 2.5)))
         if child.pid and child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -116,6 +118,7 @@ def test_a_kill_right_after_each_checkpoint_ends_bit_equal(
         (folder / "checkpoints" / ".step-00000099.safetensors.1.tmp").write_bytes(b"half a checkpoint")
         run.run(small(folder, mix), console())
         assert same(last(folder), last(trained))
+        assert not list((folder / "checkpoints").glob(".*"))
 
 
 def test_two_processes_end_where_one_does(mix: Path, base: Path, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_two_processes_end_where_one_does(mix: Path, base: Path, tmp_path: Path)
     assert [child.exitcode for child in children] == [0, 0]
     one, two = last(tmp_path / "one"), last(tmp_path / "two")
     assert close(one, two)
-    tables = [pq.read_table(next((tmp_path / n / "validation").glob("*3-ema.parquet"))) for n in ("one", "two")]
+    tables = [pq.read_table(tmp_path / n / "validation/train/step-00000003-ema.parquet") for n in ("one", "two")]
     rows = [sorted(zip(*(t[c].to_pylist() for c in ("row_id", "caption", "timestep")), strict=True)) for t in tables]
     assert rows[0] == rows[1]
 
@@ -149,18 +152,23 @@ def test_what_a_run_began_with_it_must_go_on_with(
     mix: Path, base: Path, trained: Path, finished_once: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
-    (folder / "finished.json").unlink()
-    with pytest.raises(UsageError, match=r"its recipe is \w+, this run's is \w+"):
-        run.run(small(folder, mix, train={"lr": 5e-4}), console())
     other = make_mix(finished_once / "store", tmp_path / "mix", seed=7)
-    with pytest.raises(UsageError, match=r"its data is \w+, this run's is \w+"):
-        run.run(small(folder, other, model={"base": str(base)}), console())
+    before = (folder / "recipe.toml").read_bytes()
+    for state in ("finished", "interrupted"):
+        with pytest.raises(UsageError, match=r"train.lr was 0.001 and is 0.0005. A run goes on only with"):
+            run.run(small(folder, mix, train={"lr": 5e-4}), console())
+        with pytest.raises(UsageError, match=r"its data is \w+, this run's is \w+"):
+            run.run(small(folder, other, model={"base": str(base)}), console())
+        assert (folder / "recipe.toml").read_bytes() == before, state
+        (folder / "finished.json").unlink(missing_ok=True)
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(mix: Path, base: Path, trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
-    (folder / "finished.json").unlink()
+    with pytest.raises(UsageError, match=f"has {STEPS} steps already, more than the {STEPS - 1}"):
+        run.run(small(folder, mix, phase=[{"steps": STEPS - 1, "buckets": BUCKETS}]), console())
     run.run(small(folder, mix, phase=[{"steps": STEPS + 1, "buckets": BUCKETS}]), console())
+    assert json.loads((folder / "finished.json").read_text())["steps"] == STEPS + 1
     assert checkpoint.checkpoints(folder / "checkpoints")[-1].name == f"step-{STEPS + 1:08d}.safetensors"
 
 
@@ -204,7 +212,7 @@ def test_weights_that_are_measured_are_the_averaged_ones_and_come_back_untouched
 
 
 def test_validation_covers_every_row_caption_and_timestep(mix: Path, trained: Path) -> None:
-    table = pq.read_table(trained / "validation" / f"step-{STEPS:08d}-ema.parquet")
+    table = pq.read_table(trained / "validation" / "train" / f"step-{STEPS:08d}-ema.parquet")
     found = set(
         zip(table["row_id"].to_pylist(), table["caption"].to_pylist(), table["timestep"].to_pylist(), strict=True)
     )
@@ -241,7 +249,7 @@ def test_a_latent_that_is_not_finite_is_named_and_changes_nothing(mix: Path, bas
                 save_file({"mean": found["mean"] * float("nan"), "std": found["std"]}, path, {"row_id": culprit})
     run.run(wanted, console())
     (line,) = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "nonfinite"][:1]
-    assert (line["step"], [row["row_id"] for row in line["samples"]]) == (0, [culprit])
+    assert (line["step"], [row["row_id"] for row in line["samples"]]) == (1, [culprit])
     assert all(tensor.isfinite().all() for tensor in last(tmp_path / "run").values())
     with pytest.raises(CurateError, match=f"1 steps in a row .* {culprit}"):
         run.run(small(tmp_path / "strict", mix, data=cache, train={"max_skipped": 0}), console())
@@ -277,6 +285,7 @@ def test_an_exported_model_says_what_the_trained_one_says(mix: Path, base: Path,
         pipeline.load_lora_weights(tmp_path / "lora")
         config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"]) == (4, 8.0)
+        by_peft = PeftModel.from_pretrained(models.load_unet(base), str(tmp_path / "lora"))
     pipeline.set_progress_bar_config(disable=True)
     hidden, _, pooled, _ = pipeline.encode_prompt(
         "a red bus", max_sequence_length=tools.encoder.length, do_classifier_free_guidance=False
@@ -290,40 +299,119 @@ def test_an_exported_model_says_what_the_trained_one_says(mix: Path, base: Path,
         first = models.load_unet(base).eval()(x, 700, hidden, added_cond_kwargs=said).sample
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     assert (ours - first).abs().max() > 1e-3
+    if kind == "lora":
+        with torch.inference_mode():
+            by_them = by_peft.eval()(x, 700, hidden, added_cond_kwargs=said).sample
+        torch.testing.assert_close(ours, by_them, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-def test_samples_are_drawn_with_raw_and_averaged_weights_and_do_not_touch_training(
+def test_two_phases_are_measured_and_drawn_each_under_its_own_schedule_and_size(
     mix: Path, base: Path, tmp_path: Path
 ) -> None:
+    phases = [
+        {"name": "concept", "steps": 1, "buckets": "32x32"},
+        {"name": "quality", "steps": 1, "buckets": "48x48"},
+    ]
     (tmp_path / "prompts.txt").write_text('# two\na red bus\na sign that says "home"\n')
-    drawn = {"grid_seeds": 2, "grid_every": 1, "sampling_steps": 2, "prompts": str(tmp_path / "prompts.txt")}
-    for name, measure in (("with", drawn), ("without", {})):
-        run.run(small(tmp_path / name, mix, measure=measure, phase=[{"steps": 2, "buckets": "32x32"}]), console())
+    drawn = {"grid_seeds": 1, "grid_every": 1, "sampling_steps": 2, "prompts": str(tmp_path / "prompts.txt"), "rows": 1}
+    said = console()
+    for name, measure in (("with", drawn), ("without", {"rows": 1})):
+        run.run(small(tmp_path / name, mix, measure=measure, phase=phases), said)
     assert same(last(tmp_path / "with"), last(tmp_path / "without"))
-    grids = sorted(path.name for path in (tmp_path / "with" / "grids").glob("*.png"))
-    assert grids == [f"step-0000000{step}-{weights}.png" for step in (1, 2) for weights in ("ema", "raw")]
+    tables = {
+        f"{path.parent.name}/{path.name}": set(pq.read_table(path)["timestep"].to_pylist())
+        for path in (tmp_path / "with" / "validation").rglob("*.parquet")
+    }
+    assert {name: max(steps) for name, steps in tables.items()} == {
+        "concept/step-00000000-raw.parquet": 950, "concept/step-00000001-raw.parquet": 950,
+        "concept/step-00000001-ema.parquet": 950, "quality/step-00000001-raw.parquet": 1050,
+        "quality/step-00000001-ema.parquet": 1050, "quality/step-00000002-raw.parquet": 1050,
+        "quality/step-00000002-ema.parquet": 1050,
+    }  # fmt: skip
+    checks = [line for line in read_metrics(tmp_path / "with" / "metrics.jsonl") if line["kind"] == "validation"]
+    first = next(c["loss"] for c in checks if (c["phase"], c["split"]) == ("quality", "validation"))
+    assert f"validation loss, raw weights: {first:.4f} -> " in "\n".join(run.summary(tmp_path / "with"))
+    sizes = {}
+    for path in (tmp_path / "with" / "grids").glob("*.png"):
+        with Image.open(path) as sheet:
+            sizes[path.name] = sheet.size
+    assert sizes == {
+        f"step-0000000{step}-{weights}.png": (side, 2 * side)
+        for step, side in ((1, 32), (2, 48)) for weights in ("ema", "raw")
+    }  # fmt: skip
     lines = json.loads((tmp_path / "with" / "grids" / "step-00000002-ema.json").read_text())
-    assert [(line["seed"], line["text"]) for line in lines] == [(0, None), (1, None), (0, "home"), (1, "home")]
+    assert [(line["seed"], line["text"]) for line in lines] == [(0, None), (0, "home")]
     assert json.loads((tmp_path / "with" / "finished.json").read_text())["text_match"] == 0.0
 
 
 def test_losses_go_back_to_the_store(mix: Path, base: Path, finished_store: Path, tmp_path: Path) -> None:
-    wanted = small(tmp_path / "run", mix, data={"store": str(finished_store)}, phase=[{"steps": 1, "buckets": BUCKETS}])
+    wanted = small(
+        tmp_path / "run", mix, data={"store": str(finished_store)}, phase=[{"steps": 1, "buckets": BUCKETS}],
+        measure={"write_back_rows": 6},
+    )  # fmt: skip
     run.run(wanted, console())
     store = Store(str(finished_store))
     found = store.rows(
         "SELECT row_id, train_loss, train_loss_none, train_caption_gain, train_split, train_run FROM samples "
         "WHERE train_loss IS NOT NULL"
     )
-    table = pq.read_table(tmp_path / "run" / "losses.parquet")
+    table = pq.read_table(next((tmp_path / "run" / "losses").iterdir()))
     assert {row[0] for row in found} == set(table["row_id"].to_pylist())
+    assert len(found) == 12
     assert {row[4] for row in found} == {"train", "validation"}
     assert {row[5] for row in found} == {"run@1"}
     assert all(abs(gain - (1 - loss / none)) < 1e-4 for _, loss, none, gain, _, _ in found)
     reasons = dict(store.rows("SELECT drop_reason, count(train_loss) FROM samples WHERE error IS NULL GROUP BY ALL"))
     assert reasons[None] > 0
     assert reasons["sharp"] > 0
+
+
+def test_losses_of_many_rows_are_measured_in_pieces_that_a_kill_does_not_lose(
+    mix: Path, base: Path, trained: Path, tmp_path: Path
+) -> None:
+    unet, _, tools = loop.restore(small(trained, mix), base, HERE)
+    rows = evaluate.Rows(str(mix), "validation", 5, "32x32", tools)
+
+    def measured(folder: Path, world: int) -> dict[str, Any]:
+        for rank in range(world):
+            place = Place(rank, world, HERE.device)
+            how: dict[str, Any] = {"name": "sdxl", "prediction": "epsilon", "kinds": ("none",), "chunk": 2}
+            evaluate.measure_rows(unet, rows, folder, place, lambda text: None, **how)
+        return {path.name: pq.read_table(path) for path in sorted(folder.iterdir())}
+
+    whole = measured(tmp_path / "one", 1)
+    assert {name: table.num_rows for name, table in whole.items()} == {
+        "validation-000000.parquet": 16, "validation-000001.parquet": 16, "validation-000002.parquet": 8,
+    }  # fmt: skip
+    assert measured(tmp_path / "two", 2) == whole
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
+    (tmp_path / "one" / "validation-000001.parquet").unlink()
+    (tmp_path / "one" / ".validation-000001.parquet.tmp").write_bytes(b"half")
+    assert measured(tmp_path / "one", 1) == whole
+    again = {path.name for path in (tmp_path / "one").iterdir() if path.stat().st_mtime_ns != kept[path.name]}
+    assert again == {"validation-000001.parquet"}
+
+
+def test_a_run_that_goes_on_writes_no_line_twice(tmp_path: Path) -> None:
+    def lines() -> list[tuple[str, int, str]]:
+        return [(line["kind"], line["step"], line["phase"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
+
+    def log(step: int, begins: str) -> Log:
+        return Log(tmp_path, "run", step, 9, True, False, console(), begins)
+
+    first = log(0, "concept")
+    first.write("validation", 0, phase="concept")
+    first.write("train", 1, phase="concept")
+    again = log(0, "concept")  # killed before its first checkpoint
+    assert lines() == []
+    again.write("validation", 0, phase="concept")
+    again.write("train", 2, phase="concept")
+    again.write("validation", 2, phase="concept")
+    again.write("validation", 2, phase="quality")
+    again.write("train", 3, phase="quality")
+    log(2, "quality")  # killed in the second phase, before its first checkpoint
+    assert lines() == [("validation", 0, "concept"), ("train", 2, "concept"), ("validation", 2, "concept")]
 
 
 def test_a_last_run_without_averages_and_caches_learns_the_same(mix: Path, base: Path, tmp_path: Path) -> None:

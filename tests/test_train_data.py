@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_tiny import BUCKETS, make_mix, recipe
+from train_tiny import BUCKETS, console, make_mix, recipe
 
 from curate.errors import UsageError
 from curate.mix.pixels import cropped
 from curate.pictures import originals
 from curate.store import Store
-from curate.train import loop, models, text
-from curate.train.data import Batch, PhaseData, Place, items
+from curate.train import loop, models, run, text
+from curate.train.data import Batch, PhaseData, Place, items, seed_of
+from curate.train.export import export_model
+from curate.train.grid import Sampled
 from curate.train.keyed import generator, mixed
 from curate.train.latents import encode
+from curate.train.log import read_metrics
+from curate.train.scores import clip_score, kid_score
 from curate.train.text import load_text, padded
+from curate.train.tiny import VAE, make_tiny
 
 CPU = torch.device("cpu")
 
@@ -171,31 +176,66 @@ def test_chatglm_is_read_as_the_pipeline_reads_it_and_its_padding_is_one_vector(
     assert encoder.pad_left
 
 
+LETTERS = [chr(n) for n in range(ord("a"), ord("z") + 1)]
+WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+CLIP_TEXT = {
+    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": 12, "projection_dim": 24, "bos_token_id": len(WORDS) - 2,
+    "eos_token_id": len(WORDS) - 1, "pad_token_id": len(WORDS) - 1,
+}  # fmt: skip
+
+
+def letter_tokenizer(folder: Path) -> Any:
+    """A tokenizer of CLIP with a vocabulary of letters."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(WORDS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_clip_score_and_kid_are_there_when_a_clip_model_is(train_mix: Path, train_base: Path, tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    clip = tmp_path / "clip"
+    CLIPModel(CLIPConfig(text_config=CLIP_TEXT, vision_config=vision, projection_dim=24)).save_pretrained(clip)
+    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(clip)
+    letter_tokenizer(tmp_path / "letters").save_pretrained(clip)
+    wanted = recipe(
+        tmp_path / "out", train_mix, model={"base": str(train_base)}, data={"cache": str(tmp_path / "cache")},
+        measure={"clip": str(clip), "kid_samples": 100, "sampling_steps": 1}, phase=[{"steps": 1, "buckets": "32x32"}],
+    )  # fmt: skip
+    place = Place(0, 1, CPU)
+    unet, _, tools = loop.assemble(wanted, train_base, place)
+    said: list[str] = []
+    assert kid_score(unet, wanted, str(train_mix), tools, place, said.append) == {}
+    assert "100 are needed" in said[0]
+    found = kid_score(unet, wanted, str(train_mix), tools, place, said.append, least=5)
+    assert found["kid_pictures"] == 100
+    assert found["kid"] > 0  # an untrained model draws noise
+    assert found["kid_error"] > 0
+    red = Sampled("a red bus", 0, np.full((32, 32, 3), 200, np.uint8))
+    assert abs(clip_score([red], str(clip), place)["clip_score"]) < 1
+
+
 def clip_base(folder: Path) -> Path:
     """A tiny SDXL: two CLIP encoders with a vocabulary of letters, and a UNet of their width."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizers = [
-        CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12) for _ in range(2)
-    ]
-    config = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, projection_dim=24, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
-        pad_token_id=len(words) - 1,
-    )  # fmt: skip
+    tokenizers = [letter_tokenizer(folder) for _ in range(2)]
+    config = CLIPTextConfig(**CLIP_TEXT)
     torch.manual_seed(0)
     shape = models.UNETS["tiny"] | {
         "encoder_hid_dim": None, "encoder_hid_dim_type": None, "cross_attention_dim": 64,
         "projection_class_embeddings_input_dim": 24 + 6 * 16,
     }  # fmt: skip
     from curate.train.models import load_vae
-    from curate.train.tiny import VAE
 
     shutil.copytree(VAE, folder / "made" / "vae")
     pipeline = StableDiffusionXLPipeline(
@@ -209,9 +249,6 @@ def clip_base(folder: Path) -> Path:
 
 def test_an_sdxl_base_trains_and_comes_back_as_an_sdxl_pipeline(train_mix: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
-    from train_tiny import console
-
-    from curate.train import run
 
     base = clip_base(tmp_path / "sdxl")
     encoder = load_text(base, CPU)
@@ -220,6 +257,11 @@ def test_an_sdxl_base_trains_and_comes_back_as_an_sdxl_pipeline(train_mix: Path,
     hidden, pooled = padded(encoder(["a red bus", ""]), encoder.length, encoder.pad_left)
     torch.testing.assert_close(hidden, theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled, theirs_pooled, atol=1e-5, rtol=1e-5)
+    # A dropped caption is what the pipeline takes for none: zeros for SDXL, and not the encoding of "".
+    _, without, _, pooled_without = pipeline.encode_prompt("a red bus", do_classifier_free_guidance=True)
+    dropped, pooled_dropped = padded([text.encode(encoder, "")], encoder.length, encoder.pad_left)
+    torch.testing.assert_close(dropped, without)
+    torch.testing.assert_close(pooled_dropped, pooled_without)
 
     wanted = recipe(
         tmp_path / "out", train_mix, model={"base": str(base)}, data={"cache": str(tmp_path / "cache")},
@@ -238,7 +280,8 @@ def test_an_sdxl_base_trains_and_comes_back_as_an_sdxl_pipeline(train_mix: Path,
     assert (ours - before).abs().max() > 1e-4
 
 
-def test_a_t5_encoder_gives_zeros_for_padding(tmp_path: Path) -> None:
+def test_a_t5_encoder_gives_zeros_for_padding_and_a_unet_trains_on_it(train_mix: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -260,6 +303,80 @@ def test_a_t5_encoder_gives_zeros_for_padding(tmp_path: Path) -> None:
     assert (hidden.shape, pooled.shape) == ((2, text.T5_TOKENS, 16), (2, 16))
     assert not hidden[0, 3:].any()
     torch.testing.assert_close(encoder(["a red bus"])[0].tokens, alone.tokens, atol=1e-5, rtol=1e-5)
+
+    shape = models.UNETS["tiny"] | {
+        "encoder_hid_dim": None, "encoder_hid_dim_type": None, "cross_attention_dim": 16,
+        "projection_class_embeddings_input_dim": 16 + 6 * 16,
+    }  # fmt: skip
+    UNet2DConditionModel(**shape).save_pretrained(tmp_path / "unet")
+    shutil.copytree(VAE, tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text("{}")
+    wanted = recipe(
+        tmp_path / "out", train_mix, model={"base": str(tmp_path)}, data={"cache": str(tmp_path / "cache")},
+        phase=[{"steps": 1, "buckets": BUCKETS}], train={"ema": 0.0}, measure={"rows": 1},
+    )  # fmt: skip
+    run.run(wanted, console())
+    (line,) = [line for line in read_metrics(tmp_path / "out" / "metrics.jsonl") if line["kind"] == "train"]
+    assert (line["skipped"], line["loss"] > 0.1) == (0, True)
+
+
+def test_published_folders_with_half_precision_files_load_and_others_are_one_line(
+    train_base: Path, tmp_path: Path
+) -> None:
+    from diffusers import KolorsPipeline
+
+    half = Path(shutil.copytree(train_base, tmp_path / "half"))
+    for path in half.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    for ours, theirs in ((models.load_unet(half), models.load_unet(train_base)),
+                         (models.load_vae(half), models.load_vae(train_base))):  # fmt: skip
+        assert all(torch.equal(p, theirs.state_dict()[name]) for name, p in ours.state_dict().items())
+    captions = ["a red bus"]
+    assert torch.equal(load_text(half, CPU)(captions)[0].pooled, load_text(train_base, CPU)(captions)[0].pooled)
+    wanted = recipe(tmp_path / "out", tmp_path, model={"base": str(half)})
+    KolorsPipeline.from_pretrained(export_model(models.load_unet(half), wanted, half, tmp_path / "model"))
+
+    weights = next((half / "vae").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="vae: does not load"):
+        models.load_vae(half)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UsageError, match=r"vae: no \*.safetensors there"):
+        models.load_vae(half)
+
+
+def test_a_folder_of_models_is_known_by_its_weights_and_not_by_its_card(train_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(train_base / "unet", tmp_path / "unet"))
+    first = models.identity(base)
+    (base / "README.md").write_text("a card")
+    assert models.identity(base) == first
+    weights = next(base.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    assert models.identity(base) != first
+
+
+def test_a_base_that_predicts_something_else_is_said(train_base: Path) -> None:
+    assert "predicts 'epsilon'" in models.other_prediction(train_base, "trained", "v_prediction")
+    assert models.other_prediction(train_base, "trained", "epsilon") == ""
+    assert models.other_prediction(train_base, "tiny", "v_prediction") == ""  # drawn anew
+
+
+def test_tiny_models_that_are_there_read_no_captions(train_base: Path) -> None:
+    def captions() -> list[str]:
+        raise AssertionError("captions were read")
+
+    assert make_tiny(train_base, captions, 0) == train_base
+
+
+def test_phases_of_runs_with_neighbouring_seeds_have_orders_of_their_own(train_mix: Path, tmp_path: Path) -> None:
+    phases = [{"name": name, "steps": 1} for name in ("a", "b")]
+    seeds = {
+        seed_of(recipe(tmp_path, train_mix, train={"seed": seed}, phase=phases), number)
+        for seed in range(3) for number in (0, 1)
+    }  # fmt: skip
+    assert len(seeds) == 6
 
 
 def test_the_shapes_are_those_of_sdxl_and_kolors() -> None:

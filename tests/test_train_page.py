@@ -26,6 +26,7 @@ def run_folder(finished_store: Path, tmp_path: Path) -> Path:
             }
             for step in (1, 2)
         ),
+        {"kind": "validation", "step": 2, "weights": "ema", "split": "validation", "loss": 0.7, **LOSS},
         {"kind": "nonfinite", "step": 2, "samples": [{"row_id": "train-00000:7"}]},
         {"kind": "validation", "step": 2, "weights": "raw", "split": "validation", "loss": 0.6125, **LOSS},
     ]  # fmt: skip
@@ -43,15 +44,18 @@ def test_a_run_under_way_is_shown_and_drawn_anew(finished_store: Path, run_folde
         assert "0.6125" in overview
         page = browser.get("/training/arms-raw").text
         assert '<meta http-equiv="refresh" content="5">' in page
-        assert page.count("<polyline") >= 5
+        assert page.count("<polyline") == 7  # of six charts; averaged weights begin where the raw ones do
+        assert "validation, ema 0.7" in page
         assert 'href="/row/train-00000%3A7"' in page
         assert browser.get("/training/arms-raw/samples.png").status_code == 404
         assert browser.get("/training/other").status_code == 404
         (run_folder / "finished.json").write_text("{}")
         (run_folder / "grids").mkdir()
-        (run_folder / "grids" / "step-00000002-ema.png").write_bytes(b"\x89PNG")
+        for sheet in ("step-00000001-raw", "step-00000002-ema", "step-00000002-raw"):
+            (run_folder / "grids" / f"{sheet}.png").write_bytes(sheet.encode())
         assert "refresh" not in browser.get("/training/arms-raw").text
-        assert browser.get("/training/arms-raw/samples.png").headers["content-type"] == "image/png"
+        samples = browser.get("/training/arms-raw/samples.png")
+        assert (samples.headers["content-type"], samples.content) == ("image/png", b"step-00000002-ema")
 
 
 def test_a_store_without_runs_has_no_link_to_them(finished_store: Path) -> None:

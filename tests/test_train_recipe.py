@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from curate.cli import app
 from curate.errors import UsageError
-from curate.train.recipe import Phase, fingerprint, from_tables, load, to_toml
+from curate.train.recipe import Phase, arms_in_order, differences, fingerprint, from_tables, load, to_toml
 
 LEAST: dict[str, Any] = {"output": {"uri": "out"}, "data": {"mix": "mix"}}
 TINY = Path(__file__).resolve().parent.parent / "deploy" / "recipes" / "train-tiny.toml"
@@ -46,6 +46,10 @@ def test_a_resolved_recipe_reads_back_equal() -> None:
         ({"arms": {"raw": {}}}, "data.store is missing"),
         ({"data": {"store": "s"}, "arms": {"a": {"size_of": "b"}, "c": {}}}, "arms.a.size_of = 'b'"),
         ({"data": {"store": "s"}, "arms": {"a": {"against": "bb"}, "b": {}}}, "did you mean 'b'?"),
+        ({"data": {"store": "s"}, "arms": {"a": {"size_of": "b"}, "b": {"size_of": "a"}}}, "goes round in a circle"),
+        ({"data": {"store": "s"}, "arms": {"a/b": {}}}, "the name 'a/b' becomes a folder"),
+        ({"phase": [{"steps": 1}, {"steps": 2}]}, "two are named 'train'"),
+        ({"measure": {"kid_samples": 14}}, "at least 100"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(tables: dict[str, Any], says: str) -> None:
@@ -61,6 +65,19 @@ def test_the_fingerprint_covers_what_is_computed_and_nothing_else() -> None:
         assert fingerprint(from_tables({**LEAST, **free})) == first
     for decides in ({"train": {"lr": 3e-4}}, {"train": {"seed": 1}}, {"phase": [{"schedule": "kolors_released"}]}):
         assert fingerprint(from_tables({**LEAST, **decides})) != first
+
+
+def test_an_arm_comes_after_the_one_whose_size_it_takes() -> None:
+    arms = {"a": {"size_of": "b"}, "b": {"size_of": "c"}, "c": {}}
+    found = arms_in_order(from_tables({**LEAST, "data": {"store": "s"}, "arms": arms}).arms)
+    assert [arm.name for arm in found or ()] == ["c", "b", "a"]
+
+
+def test_what_differs_between_two_recipes_is_named() -> None:
+    first, other = from_tables(LEAST), from_tables({**LEAST, "train": {"lr": 5e-4}, "phase": [{"buckets": "32x32"}]})
+    assert differences(first, other) == {"phase[0].buckets": ("", "32x32"), "train.lr": (1e-4, 5e-4)}
+    assert differences(first, other, {"train.lr"}).keys() == {"phase[0].buckets"}
+    assert differences(first, from_tables({**LEAST, "log": {"every": 3}})) == {}
 
 
 def test_a_longer_last_phase_is_the_same_run_unless_the_learning_rate_depends_on_its_length() -> None:

@@ -78,6 +78,14 @@ def test_min_snr_weights_are_those_of_diffusers() -> None:
     assert (loss_weight("sdxl", "epsilon", 0) == 1).all()
 
 
+def test_zero_snr_is_trained_where_sampling_begins() -> None:
+    weight = loss_weight("zero_snr", "v_prediction", 5)
+    assert (weight[-1], round(float(weight[900]), 6)) == (1.0, 1.0)
+    ratio = snr("zero_snr")
+    assert (weight[ratio < 4] == 1).all()  # the plain error of v wherever noise prevails
+    np.testing.assert_allclose(weight[ratio > 4], 5 / (ratio[ratio > 4] + 1))
+
+
 def test_noise_and_targets_are_those_of_diffusers() -> None:
     scheduler = DDPMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"

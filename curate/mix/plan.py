@@ -14,7 +14,7 @@ import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -138,9 +138,7 @@ def make(settings: Settings, files: Files, version: Mapping[str, Any] | None = N
     """Choose rows, write the files of the plan to `files` and return it; UsageError when nothing is left to mix."""
     version = dict(version or version_of(settings))
     mark = fingerprint(settings, version)
-    sources = [Source(settings.store, settings, "natural")]
-    if settings.text:
-        sources.append(Source(settings.text, settings, "text"))
+    sources = _sources(settings)
     sizes = buckets.parse(settings.buckets)
     left_out: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
@@ -248,6 +246,37 @@ def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: objec
     return place
 
 
+def preview(settings: Settings) -> dict[str, Counter[buckets.Size]]:
+    """Entries by split and bucket that `make` would choose; nothing is written."""
+    sizes = buckets.parse(settings.buckets)
+    rows, _ = _rows(_sources(settings), settings, sizes, Counter(), Counter())
+    found: dict[str, Counter[buckets.Size]] = {name: Counter() for name in SPLITS}
+    if len(rows["key"]):
+        entries = _entries(rows, settings, Counter())
+        for split, bucket in zip(entries["split"].tolist(), entries["bucket"].tolist(), strict=True):
+            found[SPLITS[split]][sizes[bucket]] += 1
+    return found
+
+
+def rows_to_train_on(settings: Settings, count: int) -> int:
+    """The value of `rows` with which `count` rows are left to train on after the split by content; 0: all.
+
+    Of a mix without rendered text.
+    """
+    sizes = buckets.parse(settings.buckets)
+    rows, _ = _rows(_sources(settings), replace(settings, rows=0), sizes, Counter(), Counter())
+    if not len(rows["key"]):
+        return 0
+    order = np.argsort(_place(rows["key"], np.ones(len(rows["key"]), np.bool_), settings.seed, "rows"))
+    trained = np.cumsum(uniform(rows["content"], settings.seed, "split")[order] >= settings.validation)
+    return int(np.searchsorted(trained, count)) + 1 if trained[-1] > count else 0
+
+
+def _sources(settings: Settings) -> list[Source]:
+    natural = [Source(settings.store, settings, "natural")]
+    return natural + ([Source(settings.text, settings, "text")] if settings.text else [])
+
+
 def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays:
     """Rows to entries: each with its split, and as often as its weight says (in validation once).
 
@@ -336,6 +365,9 @@ def version_of(settings: Settings) -> dict[str, Any]:
     operators = store.rows(
         "SELECT operator, fingerprint, engine, model, revision FROM operators WHERE active ORDER BY operator"
     )
+    # A training writes its losses back: a mix that does not ask for them is the same mix afterwards.
+    asked = " ".join((settings.where, settings.top, *settings.columns))
+    operators = [row for row in operators if row[0] != "loss" or "train_" in asked]
     names = ("operator", "fingerprint", "engine", "model", "revision")
     runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
     policy = store.rows("SELECT name, predicate FROM policy ORDER BY position")

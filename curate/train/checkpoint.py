@@ -133,6 +133,33 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.safetensors") if NAME.fullmatch(path.name))
 
 
+def tidy(folder: Path) -> None:
+    """Delete what killed runs left half-written: 41 GB each for SDXL."""
+    for path in folder.glob(".step-*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def refuse_other(found: Mapping[str, str], facts: Mapping[str, str], where: object) -> None:
+    """Raise UsageError when what a run began with (`found`: recipe, base, data) is not what it should go on with."""
+    for fact, value in facts.items():
+        if found.get(fact) != value:
+            raise UsageError(
+                f"{where}: its {fact} is {found.get(fact, 'unknown')}, this run's is {value}. A run goes on "
+                "only with what it began with: restore that, or choose another output.uri"
+            )
+
+
+def facts_in(path: Path) -> dict[str, str]:
+    """The header of a checkpoint: step, recipe, base, data; empty when the file is damaged, which `load` tells."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
 def load(path: Path, state: State, facts: Mapping[str, str]) -> None:
     """Bring the state to what the file holds; raises UsageError when `facts` (recipe, data) are not the file's."""
     import torch
@@ -141,12 +168,7 @@ def load(path: Path, state: State, facts: Mapping[str, str]) -> None:
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}
-            for fact, value in facts.items():
-                if found.get(fact) != value:
-                    raise UsageError(
-                        f"{path}: its {fact} is {found.get(fact, 'unknown')}, this run's is {value}. A run goes on "
-                        "only with what it began with: restore that, or choose another output.uri"
-                    )
+            refuse_other(found, facts, path)
             names = set(file.keys())
             with torch.no_grad():
                 for name, parameter in state.params.items():
@@ -167,6 +189,9 @@ def load(path: Path, state: State, facts: Mapping[str, str]) -> None:
 
 
 def _placed(value: torch.Tensor, moment: str, parameter: torch.Tensor) -> torch.Tensor:
-    """AdamW keeps its step counter on the CPU, except when it is fused; its moments lie beside the parameter."""
-    fused_step = moment == "step" and parameter.is_cuda
-    return value.to(parameter.device) if moment != "step" or fused_step else value
+    """AdamW keeps its step counter on the CPU, except when it is fused; its moments lie as the parameter does."""
+    import torch
+
+    if moment == "step":
+        return value.to(parameter.device) if parameter.is_cuda else value
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

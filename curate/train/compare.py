@@ -15,9 +15,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,15 +28,16 @@ from rich.table import Table
 
 from curate.errors import UsageError
 from curate.mix.export import export as export_mix
+from curate.mix.plan import preview, rows_to_train_on
 from curate.mix.settings import Settings, parse_languages
 from curate.store import Store
 from curate.train import evaluate, loop, recipe, run, tiny
 from curate.train.checkpoint import averaged, write_bytes
-from curate.train.data import Place
+from curate.train.data import Place, manifest_of
 from curate.train.keyed import generator
-from curate.train.recipe import Arm, Recipe
-from curate.train.schedule import Prediction
+from curate.train.recipe import Arm, Phase, Recipe, arms_in_order
 
+Reals = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 COLUMNS = (("raw", ("raw",)), ("synthetic", ("en", "zh")))
 """What a column of the report is called, and the kinds of captions that it takes together."""
@@ -71,52 +73,98 @@ def run_arms(wanted: Recipe, place: Place, console: Console) -> None:
     """Mix, train and measure every arm and seed, write the losses of all rows to the store, and the report."""
     folder = wanted.folder
     if place.rank == 0:
-        write_bytes(folder / "recipe.toml", recipe.to_toml(wanted).encode())
         make_mixes(wanted, console)
+        write_bytes(folder / "recipe.toml", recipe.to_toml(wanted).encode())
         if not wanted.model.base:
-            tiny.make_tiny(folder / "base", run.captions([str(folder / "mixes" / "neutral")]), wanted.train.seed)
+            neutral = str(folder / "mixes" / "neutral")
+            tiny.make_tiny(folder / "base", lambda: run.captions([neutral]), wanted.train.seed)
     loop.barrier(place)
     for arm in wanted.arms:
         for seed in range(wanted.compare.seeds):
             one = recipe_of(wanted, arm, seed)
             run.run_one(one, place, console)
-            measure_arm(one, folder, wanted.measure.write_back and arm == wanted.arms[0] and not seed, place)
+            measure_arm(one, folder, wanted.measure.write_back and arm == wanted.arms[0] and not seed, place, console)
     if place.rank == 0:
         compare_folders([folder / "arms" / arm.name for arm in wanted.arms], console, folder)
 
 
+NEUTRAL = Arm(name="neutral", ignore_policy=True, ratio=0.5, languages="en=0.5,zh=0.5")
+
+
 def make_mixes(wanted: Recipe, console: Console) -> None:
-    """The neutral rows, then the training set of each arm; an arm that takes another's size comes after it."""
-    store = Store(wanted.data.store)
-    store.require()
-    known = {name for (name,) in store.rows("SELECT column_name FROM (DESCRIBE samples)")}
-    buckets = next((phase.buckets for phase in wanted.phases if phase.buckets), "novelai-1024")
+    """The neutral rows, then the training set of each arm."""
     sizes: dict[str, int] = {}
-    order = sorted(wanted.arms, key=lambda arm: bool(arm.size_of))
-    for arm in (Arm(name="neutral", ignore_policy=True, ratio=0.5, languages="en=0.5,zh=0.5"), *order):
-        settings = Settings(
-            store=wanted.data.store,
-            ratio=arm.ratio,
-            languages=parse_languages(arm.languages),
-            where=arm.where,
-            ignore_policy=arm.ignore_policy,
-            text=rendered_text(wanted, arm, console),
-            text_cap=arm.text_cap if arm.text or arm.text_rows else 0.0,
-            rows=sizes[arm.size_of] if arm.size_of else 0,
-            validation=wanted.compare.validation,
-            buckets=buckets,
-            columns=tuple(name for name in ("tier",) if name in known),
-            seed=wanted.train.seed,
-        )
-        made = export_mix(settings, str(mix_of(wanted, arm)), kind="inline")
+    for arm in (NEUTRAL, *arms_of(wanted)):
+        settings = settings_of(wanted, arm, sizes, rendered_text(wanted, arm, console))
+        try:
+            made = export_mix(settings, str(mix_of(wanted, arm)), kind="inline")
+        except UsageError as why:
+            raise UsageError(f"arms.{arm.name}: {why} (for arms: choose another output.uri)") from None
         counts = {name: split["rows"] for name, split in made["splits"].items()}
-        sizes[arm.name] = sum(counts.values())
-        if "validation" not in counts:
+        sizes[arm.name] = counts["train"]
+        if arm == NEUTRAL and "validation" not in counts:
             raise UsageError(
                 f"compare.validation = {wanted.compare.validation:g} keeps no row of {wanted.data.store} back; "
                 "set a larger share"
             )
-        console.print(f"{arm.name}: {counts['train']} rows to train on", highlight=False)
+        kept = f"{counts['validation']} rows to measure on" if arm == NEUTRAL else f"{counts['train']} rows to train on"
+        console.print(f"{arm.name}: {kept}", highlight=False)
+
+
+def arms_of(wanted: Recipe) -> list[Arm]:
+    """The arms, each after the one whose size it takes."""
+    found = arms_in_order(wanted.arms)
+    assert found is not None, "the recipe refuses circles"
+    return found
+
+
+def settings_of(wanted: Recipe, arm: Arm, sizes: Mapping[str, int], text: str) -> Settings:
+    """How an arm is mixed; `sizes` has the rows to train on of the arms before it."""
+    store = Store(wanted.data.store)
+    store.require()
+    known = {name for (name,) in store.rows("SELECT column_name FROM (DESCRIBE samples)")}
+    settings = Settings(
+        store=wanted.data.store,
+        ratio=arm.ratio,
+        languages=parse_languages(arm.languages),
+        where=arm.where,
+        ignore_policy=arm.ignore_policy,
+        text=text,
+        text_cap=arm.text_cap if arm.text or arm.text_rows else 0.0,
+        validation=wanted.compare.validation,
+        buckets=next((phase.buckets for phase in wanted.phases if phase.buckets), "novelai-1024"),
+        columns=tuple(name for name in ("tier",) if name in known),
+        seed=wanted.train.seed,
+    )
+    if not arm.size_of:
+        return settings
+    return dataclasses.replace(settings, rows=rows_to_train_on(settings, sizes[arm.size_of]))
+
+
+def plan_of_arms(wanted: Recipe) -> list[str]:
+    """What `--dry-run` says of arms: rows, buckets, epochs and left-overs of each; rendered text is not made for it."""
+    sizes: dict[str, int] = {}
+    found = []
+    for arm in (NEUTRAL, *arms_of(wanted)):
+        rows = preview(settings_of(wanted, arm, sizes, arm.text))
+        sizes[arm.name] = sum(rows["train"].values())
+        if arm == NEUTRAL:
+            kept = sum(rows["validation"].values())
+            measured = min(kept, wanted.compare.rows or kept)
+            found.append(f"every arm is measured on {measured} of the {kept} rows that none trains on")
+            continue
+        text = f", and up to {arm.text_rows} pictures of rendered text" if arm.text_rows and not arm.text else ""
+        shown = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(rows["train"].items()))
+        found.append(f"arm {arm.name}: {sizes[arm.name]} rows to train on ({shown}){text}")
+        for phase in wanted.phases:
+            batch = phase.batch or wanted.train.batch
+            epochs = phase.steps * batch / max(sizes[arm.name], 1)
+            left = f"{sizes[arm.name] % batch} rows" if wanted.data.leftovers == "base" else "those of each bucket"
+            found.append(
+                f"  phase {phase.name}: {phase.steps} steps of {batch} rows, schedule {phase.schedule}; {epochs:.1f} "
+                f"epochs, {left} left over in each"
+            )
+    return [*found, f"{len(wanted.arms) * wanted.compare.seeds} runs in all"]
 
 
 def rendered_text(wanted: Recipe, arm: Arm, console: Console) -> str:
@@ -149,29 +197,41 @@ def recipe_of(wanted: Recipe, arm: Arm, seed: int) -> Recipe:
     )
 
 
-def measure_arm(one: Recipe, folder: Path, whole: bool, place: Place) -> None:
-    """The losses of a finished arm on the neutral rows; with `whole`, of all rows of the store, for the store."""
-    path = one.folder / "neutral.parquet"
-    if path.exists():
-        return
+def measure_arm(one: Recipe, folder: Path, whole: bool, place: Place, console: Console) -> None:
+    """The losses of a finished arm on the neutral rows; with `whole`, of rows of all the store, for the store."""
     neutral = str(folder / "mixes" / "neutral")
+    path = one.folder / "neutral.parquet"
+    ended = json.loads((one.folder / "finished.json").read_bytes())
+    facts = {"steps": ended["steps"], "neutral": manifest_of(neutral)["tree"], "rows": one.compare.rows,
+             "noises": one.measure.noises, "whole": whole}  # fmt: skip
+    mark = json.dumps(facts, sort_keys=True).encode()
+    if path.exists() and (pq.read_schema(path).metadata or {}).get(b"measured") == mark:
+        return
+
+    def said(text: str) -> None:
+        if place.rank == 0:
+            console.print(text, highlight=False, soft_wrap=True)
+
     unet, state, tools = loop.restore(one, Path(one.model.base), place)
-    phase = one.phases[-1]
     with averaged(state):
-        some = evaluate.probes(neutral, "validation", run.EVERY_ROW, phase.buckets, tools, place)
-        table = evaluate.measure(
-            unet, some, tools, place, name=phase.schedule, prediction=cast(Prediction, one.model.prediction),
-            noises=one.measure.noises, precision=one.model.precision,
+        parts = run.measured(
+            one, neutral, unet, state.step, tools, place, said, "neutral", ["validation"], one.compare.rows,
+            evaluate.KINDS[:3],
         )  # fmt: skip
         if whole:
             back = dataclasses.replace(one, measure=dataclasses.replace(one.measure, write_back=True))
-            losses = run.measure_all(back, neutral, unet, tools, place)
+            losses = run.measure_all(back, neutral, unet, state.step, tools, place, said)
             if losses is not None and place.rank == 0:
                 from curate.train.write_back import publish
 
                 publish(back, losses, state.step)
     if place.rank == 0:
-        pq.write_table(table, path)
+        table = pa.concat_tables(
+            [pq.read_table(part, schema=evaluate.SCHEMA) for part in sorted(parts.glob("*.parquet"))]
+        )
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(table.replace_schema_metadata({"measured": mark}), temporary)
+        temporary.replace(path)
 
 
 def compare_folders(folders: Sequence[Path], console: Console, out: Path | None = None) -> list[Contrast]:
@@ -180,9 +240,9 @@ def compare_folders(folders: Sequence[Path], console: Console, out: Path | None 
     Each folder is an arm (with seed-0, seed-1, ...) or a run. Raises UsageError for runs that no loss can compare:
     another schedule, prediction, autoencoder, or another amount of training.
     """
-    arms = {folder.name: _tables(folder) for folder in folders}
-    if len(arms) < len(folders):
+    if len({folder.name for folder in folders}) < len(folders):
         raise UsageError("--compare: the folders need different names")
+    arms = {folder.name: _tables(folder) for folder in folders}
     _refuse_unlike(folders)
     against = _against(folders)
     means = {(arm, column): _mean(tables, kinds) for arm, tables in arms.items() for column, kinds in COLUMNS}
@@ -194,6 +254,11 @@ def compare_folders(folders: Sequence[Path], console: Console, out: Path | None 
         if (found := contrast(arm, arms[arm], other, arms[other], column, kinds))
     ]
     show(arms, means, contrasts, console)
+    shown = {(c.arm, c.against) for c in contrasts}
+    for arm, others in against.items():
+        for other in others:
+            if (arm, other) not in shown:
+                console.print(f"{arm}, {other}: no held-out picture and caption in common", highlight=False)
     if out:
         from curate.train.comparison_page import page
 
@@ -216,15 +281,15 @@ def contrast(
     """Paired difference of two arms under some kinds of captions, over rows, with a 95 % bootstrap interval.
 
     Seeds are paired in order; the resampled unit is the picture, so that more seeds or timesteps feign no more
-    pictures. None when no row was measured in both.
+    pictures. None when no picture was measured in both under the same caption.
     """
-    pairs = [paired(a, b, kinds) for a, b in zip(tables, others, strict=False)]
-    if not pairs or not pairs[0].size:
+    found = [paired(a, b, kinds) for a, b in zip(tables, others, strict=False)]
+    common = sorted(set.intersection(*(set(pair) for pair in found))) if found else []
+    if not common:
         return None
-    steps = np.mean(pairs, axis=0)  # [rows, timesteps]
-    draw = generator("bootstrap", arm, against, column)
-    picks = draw.integers(0, len(steps), (resamples, len(steps)))
-    resampled = steps[picks].mean(1)  # [resamples, timesteps]
+    pairs = np.array([[pair[picture] for picture in common] for pair in found])  # [seeds, pictures, timesteps]
+    steps = pairs.mean(0)
+    resampled = bootstrap(steps, resamples, generator("bootstrap", arm, against, column))
     low, high = np.percentile(resampled.mean(1), (2.5, 97.5))
     lows, highs = np.percentile(resampled, (2.5, 97.5), axis=0)
     difference = float(steps.mean())
@@ -233,11 +298,27 @@ def contrast(
     return Contrast(arm, against, column, len(steps), difference, float(low), float(high), agreeing, len(signs) == 1)
 
 
-def paired(a: pa.Table, b: pa.Table, kinds: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Loss of `a` minus loss of `b`, [rows, timesteps], for rows and kinds of captions that both have."""
-    first, second = _by_row(a, kinds), _by_row(b, kinds)
-    common = sorted(first.keys() & second.keys())
-    return np.array([first[key] - second[key] for key in common])
+def bootstrap(steps: Reals, resamples: int, draw: np.random.Generator, at_once: int = 64) -> Reals:
+    """Means of `steps` [pictures, timesteps] over pictures drawn with replacement: [resamples, timesteps].
+
+    By counts, so that memory does not grow with resamples times pictures.
+    """
+    n = len(steps)
+    found = np.empty((resamples, steps.shape[1]))
+    for start in range(0, resamples, at_once):
+        many = range(start, min(start + at_once, resamples))
+        counts = np.stack([np.bincount(draw.integers(0, n, n), minlength=n) for _ in many])
+        found[start : many.stop] = counts @ steps / n
+    return found
+
+
+def paired(a: pa.Table, b: pa.Table, kinds: Sequence[str]) -> dict[str, Reals]:
+    """Loss of `a` minus loss of `b` by picture, [timesteps], over the captions under which both measured it."""
+    first, second = _by_caption(a, kinds), _by_caption(b, kinds)
+    found: dict[str, list[Reals]] = {}
+    for key in sorted(first.keys() & second.keys()):
+        found.setdefault(key[0], []).append(first[key] - second[key])
+    return {picture: np.mean(several, axis=0) for picture, several in found.items()}
 
 
 def show(
@@ -257,7 +338,8 @@ def show(
     for arm in arms:
         table.add_row(arm, *("" if means[arm, name] is None else f"{means[arm, name]:.5f}" for name in names))
     console.print(table)
-    table = Table("difference", "captions", "loss", "95 % interval", "timesteps", "", box=box.SIMPLE_HEAD)
+    table = Table("arm - other", "captions", "loss", "95 % interval", "steps", "", box=box.SIMPLE_HEAD)
+    table.show_edge, table.padding = False, (0, 1, 0, 0)  # so that a line has 80 columns
     for found in contrasts:
         table.add_row(
             f"{found.arm} - {found.against}", found.column, f"{found.difference:+.5f}",
@@ -266,20 +348,20 @@ def show(
     console.print(table)
 
 
-def _by_row(table: pa.Table, kinds: Sequence[str]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Losses by row, a vector over timesteps: mean over kinds of captions and noises."""
+def _by_caption(table: pa.Table, kinds: Sequence[str]) -> dict[tuple[str, str, str], Reals]:
+    """Losses by picture, kind of caption and caption, a vector over timesteps: mean over noises and copies."""
     kept = table.filter(pc.is_in(table["caption"], pa.array(kinds)))
-    groups = kept.group_by(["row_id", "timestep"]).aggregate([("loss", "mean")])
-    groups = groups.sort_by([("row_id", "ascending"), ("timestep", "ascending")])
-    found: dict[str, list[float]] = {}
-    for row_id, loss in zip(groups["row_id"].to_pylist(), groups["loss_mean"].to_pylist(), strict=True):
-        found.setdefault(row_id, []).append(loss)
-    return {row_id: np.array(losses) for row_id, losses in found.items()}
+    by = ["sha256", "caption", "said", "timestep"]
+    groups = kept.group_by(by).aggregate([("loss", "mean")]).sort_by([(name, "ascending") for name in by])
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for *key, _, loss in zip(*(groups[name].to_pylist() for name in (*by, "loss_mean")), strict=True):
+        found.setdefault((key[0], key[1], key[2]), []).append(loss)
+    return {key: np.array(losses) for key, losses in found.items()}
 
 
 def _mean(tables: Sequence[pa.Table], kinds: Sequence[str]) -> float | None:
-    rows = [losses.mean() for table in tables for losses in _by_row(table, kinds).values()]
-    return float(np.mean(rows)) if rows else None
+    losses = [loss.mean() for table in tables for loss in _by_caption(table, kinds).values()]
+    return float(np.mean(losses)) if losses else None
 
 
 def _tables(folder: Path) -> list[pa.Table]:
@@ -288,9 +370,9 @@ def _tables(folder: Path) -> list[pa.Table]:
     found = []
     for one in runs:
         neutral = one / "neutral.parquet"
-        last = sorted((one / "validation").glob("step-*-ema.parquet")) or sorted(
-            (one / "validation").glob("step-*.parquet")
-        )
+        phases = recipe_at(one).phases if (one / "recipe.toml").is_file() else [Phase()]
+        checks = one / "validation" / phases[-1].name
+        last = sorted(checks.glob("step-*-ema.parquet")) or sorted(checks.glob("step-*.parquet"))
         if not run.finished(one) or not (neutral.exists() or last):
             raise UsageError(f"--compare {folder}: not a finished run; train it first")
         table = pq.read_table(neutral if neutral.exists() else last[-1])
@@ -304,25 +386,24 @@ def recipe_at(folder: Path) -> Recipe:
 
 
 def _refuse_unlike(folders: Sequence[Path]) -> None:
-    def facts(folder: Path) -> dict[str, Any]:
-        one = recipe_at(folder)
-        done = json.loads(
-            next(iter(sorted(folder.glob("seed-*/finished.json"))), folder / "finished.json").read_bytes()
-        )
-        batches = sorted({phase.batch or one.train.batch for phase in one.phases})
-        return {
-            "schedule": one.phases[-1].schedule, "model.prediction": one.model.prediction, "steps": done["steps"],
-            "train.batch": batches, "model.base": done["base"],
-        }  # fmt: skip
+    """Raise UsageError when anything but data and seed differs: a key that decides what is computed, or the models."""
 
-    first = facts(folders[0])
+    def facts(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+        one = recipe_at(folder)
+        ends = next(iter(sorted(folder.glob("seed-*/finished.json"))), folder / "finished.json")
+        done = json.loads(ends.read_bytes())
+        return one, {"steps": done["steps"], "model.base": done["base"], "measure.noises": one.measure.noises}
+
+    first, measured = facts(folders[0])
     for folder in folders[1:]:
-        for name, value in facts(folder).items():
-            if value != first[name]:
-                raise UsageError(
-                    f"--compare {folders[0]} {folder}: {name} is {first[name]} in one and {value} in the other; "
-                    "losses compare data only where all else is equal"
-                )
+        one, also = facts(folder)
+        apart = recipe.differences(first, one, {"train.seed"})
+        apart |= {name: (measured[name], value) for name, value in also.items() if measured[name] != value}
+        for name, (a, b) in apart.items():
+            raise UsageError(
+                f"--compare {folders[0]} {folder}: {name} is {a} in one and {b} in the other; "
+                "losses compare data only where all else is equal"
+            )
 
 
 def _against(folders: Sequence[Path]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,9 +77,17 @@ def intervals(contrasts: Sequence[Contrast]) -> Any:
     def x(value: float) -> float:
         return round(LEFT + (WIDTH - LEFT - 20) * (value - low) / span, 1)
 
-    height = ROW * len(contrasts) + 10
+    height = ROW * len(contrasts) + 34
+    bottom = height - 26
     out = [f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" aria-label="differences of losses">']
-    out.append(f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="{height}" stroke="#8896a5" stroke-dasharray="4 3"/>')
+    out.append(f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="{bottom}" stroke="#8896a5" stroke-dasharray="4 3"/>')
+    out.append(f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{bottom}" y2="{bottom}" stroke="#8896a5"/>')
+    for value in ticks(low, high):
+        out.append(f'<line x1="{x(value)}" x2="{x(value)}" y1="{bottom}" y2="{bottom + 5}" stroke="#8896a5"/>')
+        out.append(
+            f'<text x="{x(value)}" y="{bottom + 19}" font-size="12" text-anchor="middle" fill="#5b6b7b">'
+            f"{value:+g}</text>"
+        )
     for number, c in enumerate(contrasts):
         y = ROW * number + ROW // 2
         color = ("#0a6b3d" if c.difference < 0 else "#a3201f") if c.claim else "#5b6b7b"
@@ -87,6 +96,15 @@ def intervals(contrasts: Sequence[Contrast]) -> Any:
         out.append(f'<line x1="{x(c.low)}" x2="{x(c.high)}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
         out.append(f'<circle cx="{x(c.difference)}" cy="{y}" r="4" fill="{color}"/>')
     return Markup("\n".join([*out, "</svg>"]))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two ends, 0 among them: three to six."""
+    span = (high - low) or 1.0
+    step = 10 ** math.floor(math.log10(span))
+    step = next(step * part for part in (1, 0.5, 0.25, 0.2) if span / (step * part) >= 3)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def curve(values: Sequence[float], width: int, height: int) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from curate.errors import UsageError
 from curate.mix import MixDataset, manifest
 from curate.store.files import open_files
-from curate.train.keyed import generator
+from curate.train.keyed import digest, generator
 from curate.train.latents import LatentCache, Moments, encode
 from curate.train.recipe import Phase, Recipe
 from curate.train.schedule import SCHEDULES
@@ -131,7 +131,7 @@ class PhaseData:
         self.share = batch // place.world
         self.steps = SCHEDULES[phase.schedule].steps
         settings: dict[str, Any] = {
-            "seed": recipe.train.seed + number,
+            "seed": seed_of(recipe, number),
             "batch_size": self.share,
             "leftovers": recipe.data.leftovers,
             "rank": place.rank,
@@ -244,6 +244,11 @@ class PhaseData:
         if train.noise_offset:
             drawn["noise"] += np.float32(train.noise_offset) * draw.standard_normal((shape[0], 1, 1), dtype=np.float32)
         return drawn
+
+
+def seed_of(recipe: Recipe, number: int) -> int:
+    """The seed of a phase's order and captions: those of two runs with neighbouring seeds have nothing in common."""
+    return int.from_bytes(digest("order", recipe.train.seed, number, size=4))
 
 
 def manifest_of(mix: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Validation loss that can be compared: fixed timesteps, noise keyed by the picture; training's draws are not touched.
 
-    table = measure(unet, probes, ...)       row_id, split, caption, timestep, loss, category, tier
+    table = measure(unet, probes, ...)       row_id, split, caption, timestep, loss, category, tier, ...
 
 The same weights always give the same figures, whatever the step, the rank or the run; so do two runs that are compared.
 The same number of training rows is measured alike: the gap between the two is a gap and no artefact of the timesteps.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,7 +25,7 @@ from curate.mix import MixDataset
 from curate.train import schedule
 from curate.train.checkpoint import State, averaged
 from curate.train.data import Place, Tools, manifest_of, time_ids
-from curate.train.keyed import generator
+from curate.train.keyed import digest, generator
 from curate.train.latents import Moments
 from curate.train.log import Log
 from curate.train.loss import squared_errors
@@ -44,9 +46,14 @@ SCHEMA = pa.schema(
         ("loss", pa.float64()),
         ("category", pa.string()),
         ("tier", pa.int32()),
+        ("sha256", pa.string()),
+        ("said", pa.string()),
     ]
 )
+"""`sha256` is the picture's and `said` a hash of the caption: what runs over different stores are paired by."""
+CHUNK = 64  # rows that are measured between two files
 CAPTIONS = ("captions_raw", "captions_en", "captions_zh")
+SAID_EVERY_S = 10.0
 SEED = 20240706  # of the noises: part of the definition of the measure and no setting
 
 
@@ -68,25 +75,60 @@ def timesteps(name: str) -> tuple[int, ...]:
     return (50, 150, 300, 450, 600, 750, 900, schedule.SCHEDULES[name].steps - 50)
 
 
-def probes(mix: str, split: str, count: int, buckets: str, tools: Tools, place: Place) -> list[Probe]:
-    """At most `count` rows of a split, chosen by key, this rank's share of them: every rank measures some."""
-    there = manifest_of(mix)["settings"]["columns"]
-    columns = (*CAPTIONS, *(name for name in ("concept", "tier") if name in there))
-    settings: dict[str, Any] = {"split": split, "seed": SEED, "crop": "center", "buckets": buckets or None}
-    rows = MixDataset(mix, decode=False, columns=columns, **settings)
-    open_pictures = functools.cache(functools.partial(MixDataset, mix, decode=True, **settings))
-    found = []
-    for number in range(place.rank, min(count, rows.steps(0)), place.world):
-        item = rows.batch(0, number)
-        moments = tools.latents.get(item) if tools.latents else None
+class Rows:
+    """At most `count` rows of a split (0: all) in a keyed order, encoded as they are asked for."""
+
+    def __init__(self, mix: str, split: str, count: int, buckets: str, tools: Tools) -> None:
+        there = manifest_of(mix)["settings"]["columns"]
+        columns = (*CAPTIONS, *(name for name in ("concept", "tier") if name in there))
+        settings: dict[str, Any] = {"split": split, "seed": SEED, "crop": "center", "buckets": buckets or None}
+        self.split, self.tools = split, tools
+        self.rows = MixDataset(mix, decode=False, columns=columns, **settings)
+        self.open_pictures = functools.cache(functools.partial(MixDataset, mix, decode=True, **settings))
+        self.count = min(count or self.rows.steps(0), self.rows.steps(0))
+
+    def probe(self, number: int) -> Probe:
+        """One row with its latent."""
+        item = self.rows.batch(0, number)
+        moments = self.tools.latents.get(item) if self.tools.latents else None
         if moments is None:
-            moments = tools.moments(item, open_pictures().batch(0, number)["image"])
+            moments = self.tools.moments(item, self.open_pictures().batch(0, number)["image"])
         tier = item.get("tier")
         category = item.get("concept")
-        found.append(
-            Probe(item, split, moments, captions_of(item), category or None, None if tier is None else int(tier))
+        return Probe(
+            item, self.split, moments, captions_of(item), category or None, None if tier is None else int(tier)
         )
-    return found
+
+
+def probes(mix: str, split: str, count: int, buckets: str, tools: Tools, place: Place) -> list[Probe]:
+    """At most `count` rows of a split, chosen by key, this rank's share of them: every rank measures some."""
+    rows = Rows(mix, split, count, buckets, tools)
+    return [rows.probe(number) for number in range(place.rank, rows.count, place.world)]
+
+
+def measure_rows(
+    unet: torch.nn.Module, rows: Rows, folder: Path, place: Place, said: Callable[[str], None],
+    *, chunk: int = CHUNK, **how: Any,
+) -> None:  # fmt: skip
+    """Measure many rows, `chunk` at a time, into FOLDER/SPLIT-NNNNNN.parquet; a file that is there is not made again.
+
+    Ranks take turns; memory is that of one chunk. Rendered text is left out: its rows are another store's. `how` is
+    what `measure` is told.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = time.monotonic()
+    for number in range(place.rank, -(-rows.count // chunk), place.world):
+        path = folder / f"{rows.split}-{number:06d}.parquet"
+        if path.exists():
+            continue
+        here = range(number * chunk, min((number + 1) * chunk, rows.count))
+        some = [probe for probe in map(rows.probe, here) if probe.item["pool"] != "text"]
+        temporary = path.with_name(f".{path.name}.tmp")
+        pq.write_table(measure(unet, some, rows.tools, place, **how), temporary)
+        temporary.replace(path)
+        if time.monotonic() - clock > SAID_EVERY_S:
+            clock = time.monotonic()
+            said(f"losses of rows: {here.stop:,} of {rows.count:,} ({rows.split})")
 
 
 def splits(mix: str) -> list[str]:
@@ -114,8 +156,7 @@ def measure(
 ) -> pa.Table:
     """The loss of every probe under every kind of caption at every timestep: mean squared error, unweighted.
 
-    Latents are means, not draws. All ranks call it with their own probes; rank 0 gets the whole table, others an empty
-    one.
+    Latents are means, not draws.
     """
     import torch
 
@@ -158,11 +199,14 @@ def measure(
                 precision=precision,
             )
             for (probe, kind, t, _), loss in zip(chunk, found.double().cpu().tolist(), strict=True):
-                values = (str(probe.item["row_id"]), probe.split, kind, t, loss, probe.category, probe.tier)
+                values = (
+                    str(probe.item["row_id"]), probe.split, kind, t, loss, probe.category, probe.tier,
+                    str(probe.item["sha256"]), digest(probe.captions.get(kind, ""), size=8).hex(),
+                )  # fmt: skip
                 for field, value in zip(SCHEMA.names, values, strict=True):
                     lines[field].append(value)
     unet.train(was_training)
-    return _gathered(pa.table(lines, schema=SCHEMA), place)
+    return pa.table(lines, schema=SCHEMA)
 
 
 def summary(table: pa.Table) -> dict[str, Any]:
@@ -199,6 +243,11 @@ def _gathered(table: pa.Table, place: Place) -> pa.Table:
     return whole.sort_by([("row_id", "ascending"), ("caption", "ascending"), ("timestep", "ascending")])
 
 
+def validation_of(wanted: Recipe, phase: Phase) -> Path:
+    """Where the tables of a phase lie: at the border of two phases each measures under its own schedule."""
+    return wanted.folder / "validation" / phase.name
+
+
 class Validation:
     """Fixed-timestep losses of held-out rows and of as many training rows, raw and averaged weights."""
 
@@ -216,16 +265,17 @@ class Validation:
         ]
 
     def run(self, state: State, unet: torch.nn.Module, log: Log) -> None:
-        """Measure and log; the tables go to OUTPUT/validation."""
+        """Measure and log; the tables go to OUTPUT/validation/PHASE."""
         for weights in ("raw", "ema") if state.ema and state.step else ("raw",):  # at first they are the same
             with averaged(state) if weights == "ema" else contextlib.nullcontext():
-                table = measure(
+                own = measure(
                     unet, self.probes, self.tools, self.place, name=self.phase.schedule,
                     prediction=cast(schedule.Prediction, self.wanted.model.prediction),
                     noises=self.wanted.measure.noises, precision=self.wanted.model.precision,
                 )  # fmt: skip
+            table = _gathered(own, self.place)
             if self.place.rank == 0:
-                path = self.wanted.folder / "validation" / f"step-{state.step:08d}-{weights}.parquet"
+                path = validation_of(self.wanted, self.phase) / f"step-{state.step:08d}-{weights}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
                 for split in pc.unique(table["split"]).to_pylist():

@@ -27,7 +27,7 @@ from curate.mix.buckets import parse
 from curate.train.checkpoint import State, averaged, write_bytes
 from curate.train.data import Place, Tools, manifest_of
 from curate.train.keyed import generator
-from curate.train.recipe import Recipe
+from curate.train.recipe import Phase, Recipe
 from curate.train.schedule import Prediction, scheduler_config
 from curate.train.text import padded
 
@@ -72,16 +72,16 @@ def sample(
     wanted: Recipe,
     tools: Tools,
     place: Place,
+    phase: Phase,
     size: tuple[int, int],
 ) -> Pixels:
-    """One picture, uint8 [h, w, 3]: Euler steps with classifier-free guidance against the empty caption.
+    """One picture, uint8 [h, w, 3]: Euler steps of a phase's schedule, with guidance against the empty caption.
 
     `size` is (width, height) in pixels.
     """
     import torch
     from diffusers import EulerDiscreteScheduler
 
-    phase = wanted.phases[-1]
     scheduler = EulerDiscreteScheduler(**scheduler_config(phase.schedule, cast(Prediction, wanted.model.prediction)))
     scheduler.set_timesteps(wanted.measure.sampling_steps, device=place.device)
     factor = 2 ** (len(tools.vae.config.block_out_channels) - 1)
@@ -107,13 +107,13 @@ def sample(
 
 
 def draw(
-    unet: UNet2DConditionModel, wanted: Recipe, tools: Tools, place: Place, size: tuple[int, int]
+    unet: UNet2DConditionModel, wanted: Recipe, tools: Tools, place: Place, phase: Phase, size: tuple[int, int]
 ) -> list[Sampled]:
     """Every prompt with every seed."""
     was_training = unet.training
     unet.eval()
     found = [
-        Sampled(prompt, seed, sample(unet, prompt, seed, wanted, tools, place, size))
+        Sampled(prompt, seed, sample(unet, prompt, seed, wanted, tools, place, phase, size))
         for prompt in prompts(wanted.measure.prompts)
         for seed in range(wanted.measure.grid_seeds)
     ]
@@ -122,16 +122,15 @@ def draw(
 
 
 def sheets(
-    unet: UNet2DConditionModel, state: State, wanted: Recipe, mix: str, tools: Tools, place: Place
+    unet: UNet2DConditionModel, state: State, wanted: Recipe, phase: Phase, mix: str, tools: Tools, place: Place
 ) -> tuple[list[Sampled], dict[str, float]]:
-    """Write the sheets of a step, with the raw and with the averaged weights; the last of them, and scores."""
-    named = wanted.phases[-1].buckets
-    buckets = parse(named) if named else [(w, h) for w, h in manifest_of(mix)["buckets"]]
+    """Write the sheets of a step in the phase's size, with raw and with averaged weights; the last, and scores."""
+    buckets = parse(phase.buckets) if phase.buckets else [(w, h) for w, h in manifest_of(mix)["buckets"]]
     drawn: list[Sampled] = []
     scores: dict[str, float] = {}
     for weights in ("raw", "ema") if state.ema else ("raw",):
         with averaged(state) if weights == "ema" else contextlib.nullcontext():
-            drawn = draw(unet, wanted, tools, place, square(buckets))
+            drawn = draw(unet, wanted, tools, place, phase, square(buckets))
         path = wanted.folder / "grids" / f"step-{state.step:08d}-{weights}"
         scores = write(drawn, path, wanted.measure.grid_seeds)
     return drawn, scores

@@ -17,7 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from curate.errors import CurateError
+from curate.errors import CurateError, UsageError
+from curate.train.checkpoint import write_bytes
 from curate.train.data import Place
 
 PATIENCE = timedelta(hours=2)  # ranks wait while rank 0 writes a checkpoint or makes a mix
@@ -64,8 +65,15 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
         from ray.train.torch import get_device
 
         context = train.get_context()
-        work(Place(context.get_world_rank(), context.get_world_size(), get_device()))
+        place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+        try:
+            work(place)
+        except UsageError as why:  # all workers meet it, and would again: nothing to begin anew for
+            if place.rank == 0:
+                write_bytes(refused, str(why).encode())
 
+    refused = folder.absolute() / "ray" / "refused.txt"
+    refused.unlink(missing_ok=True)
     ours = not ray.is_initialized()
     if ours:
         named = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
@@ -79,7 +87,7 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(folder.absolute() / "ray"),
+            storage_path=str(refused.parent),
             failure_config=FailureConfig(max_failures=RAY_FAILURES),
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(PATIENCE.total_seconds())),
@@ -91,6 +99,8 @@ def on_ray(work: Callable[[Place], None], workers: int, folder: Path) -> None:
     finally:
         if ours:
             ray.shutdown()
+    if refused.exists():
+        raise UsageError(refused.read_text("utf-8"))
 
 
 def _plain(why: Exception) -> CurateError:

@@ -3,7 +3,8 @@
     {"kind": "train", "step": 120, "loss": 0.31, "loss_by_t": [...], "images_per_s": 41.0, "data_wait": 0.004, ...}
     {"kind": "validation", "step": 120, "weights": "ema", "loss": 0.33, "by": {"caption": {"raw": 0.34, ...}, ...}}
 
-A run that goes on from step s first drops the lines after s, so that the file tells one story.
+A run that goes on from step s first drops what it will write again: the lines after s, and those of a phase that begins
+at s. So the file tells one story.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ class Log:
     """Writes on one rank only; on the others every call does nothing."""
 
     def __init__(
-        self, folder: Path, name: str, step: int, steps: int, writes: bool, tensorboard: bool, console: Console
-    ) -> None:
+        self, folder: Path, name: str, step: int, steps: int, writes: bool, tensorboard: bool, console: Console,
+        begins: str = "",
+    ) -> None:  # fmt: skip
+        """`begins` names the phase that begins at `step`, if one does."""
         self.path = folder / "metrics.jsonl"
         self.writes, self.console, self.said, self.board = writes, console, 0.0, None
         self.progress: Progress | None = None
         if not writes:
             return
-        kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+        kept = [
+            line for line in read_metrics(self.path)
+            if line.get("step", 0) < step or (line["step"] == step and line.get("phase", "") != begins)
+        ]  # fmt: skip
         write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

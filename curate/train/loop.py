@@ -54,7 +54,14 @@ def train(
         checkpoint.load(saved[-1], state, facts)
     model = distributed(unet, wanted, place)
     writes = place.rank == 0
-    log = Log(folder, "/".join(folder.parts[-2:]), state.step, wanted.steps, writes, wanted.log.tensorboard, console)
+    if writes:
+        checkpoint.tidy(folder / "checkpoints")
+    log = Log(
+        folder, "/".join(folder.parts[-2:]), state.step, wanted.steps, writes, wanted.log.tensorboard, console,
+        phase_that_begins(wanted, state.step),
+    )  # fmt: skip
+    if warning := models.other_prediction(base, wanted.model.unet, wanted.model.prediction):
+        log.note(warning)
     if saved:
         log.note(f"going on from step {state.step} ({saved[-1].name})")
 
@@ -100,7 +107,7 @@ def train(
                 rate = learning_rate(wanted, phase, state.step - began)
                 skipped = 0 if math.isfinite(norm) else skipped + 1
                 if skipped:
-                    refuse_endless(skipped, wanted, name_culprits(batch, found, state.step, place, log))
+                    refuse_endless(skipped, wanted, name_culprits(batch, found, state.step + 1, place, log))
                 else:
                     for group in optimizer.param_groups:
                         group["lr"] = rate
@@ -122,7 +129,8 @@ def train(
                 if done == phase.steps or (wanted.measure.every and done % wanted.measure.every == 0):
                     check.run(state, unet, log)
                 if writes and wanted.measure.grid_every and done % wanted.measure.grid_every == 0:
-                    log.write("samples", state.step, **grid.sheets(unet, state, wanted, mix, tools, place)[1])
+                    scores = grid.sheets(unet, state, wanted, phase, mix, tools, place)[1]
+                    log.write("samples", state.step, phase=phase.name, **scores)
                 if done == phase.steps or done % wanted.checkpoint.every == 0:
                     same_everywhere(params, place)
                     if writes:
@@ -145,6 +153,9 @@ def assemble(wanted: Recipe, base: Path, place: Place) -> tuple[UNet2DConditionM
     import torch
 
     unet = prepare_unet(wanted, base).to(place.device)
+    if place.device.type == "cuda":  # convolutions run faster so; buckets are few, and each is timed once
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.backends.cudnn.benchmark = True
     params = models.trainable(unet)
     optimizer = torch.optim.AdamW(
         params.values(), lr=0.0, betas=(0.9, wanted.train.beta2), weight_decay=wanted.train.weight_decay,
@@ -162,6 +173,16 @@ def restore(wanted: Recipe, base: Path, place: Place) -> tuple[UNet2DConditionMo
         raise UsageError(f"{wanted.folder}: no checkpoint there; train it first")
     checkpoint.load(saved[-1], state, {"recipe": recipe.fingerprint(wanted), "base": models.identity(base)})
     return unet, state, tools
+
+
+def phase_that_begins(wanted: Recipe, step: int) -> str:
+    """The name of the phase whose first step is the next one; empty in the midst of a phase."""
+    began = 0
+    for phase in wanted.phases:
+        if step == began:
+            return phase.name
+        began += phase.steps
+    return ""
 
 
 def learning_rate(wanted: Recipe, phase: Phase, step: int) -> float:
@@ -222,7 +243,7 @@ def last_sync(model: torch.nn.Module, last: bool) -> Iterator[None]:
 
 
 def barrier(place: Place) -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks are here; what one writes before it, the others may read after it."""
     if place.world > 1:
         import torch.distributed as dist
 

@@ -8,7 +8,9 @@ safetensors only; nothing is downloaded and no code of a checkpoint is run.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +66,11 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
+COUNTED = {".json", ".model", ".safetensors", ".txt"}  # suffixes of what decides what a model says
+BLOCK, BLOCKS = 1 << 16, 256  # bytes, and how many of them are read of a large file
+VARIANT = ".fp16"  # as published folders name half-precision files: diffusion_pytorch_model.fp16.safetensors
+
+
 def make_unet(shape: str, seed: int) -> UNet2DConditionModel:
     """A UNet of a shape of UNETS with random weights that `seed` decides."""
     import torch
@@ -79,9 +86,9 @@ def load_unet(base: Path) -> UNet2DConditionModel:
     import torch
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_pretrained(
-        _part(base, "unet"), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    folder = _part(base, "unet")
+    with readable(folder):
+        return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, **weights(folder))
 
 
 def load_vae(base: Path) -> AutoencoderKL:
@@ -89,16 +96,24 @@ def load_vae(base: Path) -> AutoencoderKL:
     import torch
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(
-        _part(base, "vae"), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    folder = _part(base, "vae")
+    with readable(folder):
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, **weights(folder))
     return vae.requires_grad_(False).eval()
 
 
-def vae_factor(base: Path) -> int:
-    """Pixels for each latent along a side, by the autoencoder's configuration."""
-    config = json.loads((_part(base, "vae") / "config.json").read_text("utf-8"))
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+def other_prediction(base: Path, unet: str, prediction: str) -> str:
+    """What to say when a trained UNet was taught to predict something else than the recipe asks for; else empty."""
+    path = base / "scheduler" / "scheduler_config.json"
+    if unet != "trained" or not path.is_file():
+        return ""
+    theirs = json.loads(path.read_text("utf-8")).get("prediction_type", "epsilon")
+    if theirs == prediction:
+        return ""
+    return (
+        f"model.prediction = {prediction!r}, but the UNet of {base} predicts {theirs!r} (scheduler/"
+        "scheduler_config.json): it has to learn anew what it says"
+    )
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, seed: int) -> None:
@@ -125,16 +140,44 @@ def trainable(unet: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def identity(folder: Path) -> str:
-    """Names what a model folder holds, without reading gigabytes: each file's name, size, first and last MiB."""
+    """Names the models of a folder without reading gigabytes: names, sizes, contents (16 MiB of large files).
+
+    Training changes all weights, so blocks over the whole file tell. Cards, licences and pictures do not count.
+    """
     found = sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in COUNTED):
         size = path.stat().st_size
         found.update(f"{path.relative_to(folder).as_posix()}:{size}:".encode())
         with path.open("rb") as file:
-            found.update(file.read(1 << 20))
-            file.seek(max(size - (1 << 20), 0))
-            found.update(file.read())
+            whole = size <= BLOCKS * BLOCK
+            spread = [(size - BLOCK) * n // (BLOCKS - 1) for n in range(BLOCKS)]
+            for start in range(0, size, BLOCK) if whole else spread:
+                file.seek(start)
+                found.update(file.read(BLOCK))
     return found.hexdigest()[:16]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """How the weights in a folder are loaded: safetensors only, of the half-precision variant where nothing else is.
+
+    Raises UsageError when there are none.
+    """
+    names = [path.name for path in folder.glob("*.safetensors")]
+    if not names:
+        raise UsageError(f"{folder}: no *.safetensors there (.bin files are not read); convert the weights")
+    plain = [name for name in names if VARIANT not in name]
+    return {"use_safetensors": True, "local_files_only": True, "variant": None if plain else VARIANT[1:]}
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Raise UsageError for what diffusers and transformers cannot load from a folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, ValueError) as why:
+        raise UsageError(f"{folder}: does not load: {' '.join(str(why).split())[:300]}") from None
 
 
 def _part(base: Path, name: str) -> Path:
@@ -142,6 +185,6 @@ def _part(base: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"model.base = {str(base)!r}: no {name}/config.json there; name a folder in the layout of diffusers "
-            "(unet, vae, text_encoder, tokenizer), or set model.preset = 'tiny'"
+            "(unet, vae, text_encoder, tokenizer), or leave model.base empty for the tiny models"
         )
     return folder

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -96,7 +97,15 @@ class Measure:
     sampling_steps: int = knob(25, "Euler steps of a sample", at_least=1)
     guidance: float = knob(5.0, "classifier-free guidance of samples", at_least=0.0)
     clip: str = knob("", "folder of a CLIPModel for CLIP score and KID; empty: neither is computed")
-    write_back: bool = knob(True, "write each row's loss to data.store as operator `loss` at the end")
+    kid_samples: int = knob(
+        0, "pictures drawn from held-out captions for KID, 100 or more (5000 to publish); 0: no KID", at_least=0
+    )
+    write_back: bool = knob(True, "write losses of rows to data.store as operator `loss` at the end")
+    write_back_rows: int = knob(
+        10_000,
+        "rows of a split whose losses are written back, drawn by key; 0: all. 32 forward passes each",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Log:
 class Compare:
     seeds: int = knob(1, "runs of each arm, with different seeds", at_least=1)
     validation: float = knob(0.1, "share of the store's contents that no arm trains on, 0..1", at_least=0.0)
+    rows: int = knob(2000, "of those, rows that arms are measured on, drawn by key; 0: all", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class Phase:
     lr: float = knob(0.0, "learning rate; 0: train.lr", at_least=0.0)
 
 
+KID_LEAST = 100  # pictures: with fewer the interval is as wide as what one looks for
 KOLORS_PHASES = {
     "concept": {"schedule": "sdxl", "buckets": "square-512"},
     "quality": {"schedule": "kolors_released", "buckets": "novelai-1024"},
@@ -182,7 +193,7 @@ SECTIONS = {f.name: type(f.default) for f in dataclasses.fields(Recipe) if f.nam
 FREE = {"output", "checkpoint", "log", "compare"}
 FREE_KEYS = {("data", k) for k in ("store", "mix", "cache", "prefetch", "cache_latents", "cache_text")} | {
     ("train", "engine"), ("train", "workers"), ("train", "micro_batch"), ("train", "max_skipped"), ("model", "compile"),
-    ("model", "gradient_checkpointing"),
+    ("model", "gradient_checkpointing"), ("model", "base"),
 } | {("measure", f.name) for f in dataclasses.fields(Measure)}  # fmt: skip
 
 
@@ -227,18 +238,32 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """Hash of all keys that decide what is computed: a checkpoint goes on under no other."""
-    phases = [dataclasses.asdict(phase) | {"mix": ""} for phase in recipe.phases]
-    if recipe.train.decay == "constant":
-        phases[-1]["steps"] = 0  # a longer last phase only goes on
-    chosen: dict[str, Any] = {"phases": phases}
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """All keys that decide what is computed, `section.key` to value; models and data are hashed by their content."""
+    found: dict[str, Any] = {}
+    for number, phase in enumerate(recipe.phases):
+        table = dataclasses.asdict(phase)
+        del table["mix"]
+        if recipe.train.decay == "constant" and number == len(recipe.phases) - 1:
+            del table["steps"]  # a longer last phase only goes on
+        found |= {f"phase[{number}].{key}": value for key, value in table.items()}
     for name in SECTIONS:
         if name not in FREE:
-            table = dataclasses.asdict(getattr(recipe, name))
-            chosen[name] = {key: value for key, value in table.items() if (name, key) not in FREE_KEYS}
-    chosen["model"].pop("base")  # its content is hashed by the run, so that a moved folder is the same
-    return sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+            for key, value in dataclasses.asdict(getattr(recipe, name)).items():
+                if (name, key) not in FREE_KEYS:
+                    found[f"{name}.{key}"] = value
+    return found
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Hash of all keys that decide what is computed: a checkpoint goes on under no other."""
+    return sha256(json.dumps(decisive(recipe), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(then: Recipe, now: Recipe, but: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """The keys of `decisive` that two recipes have different values for, without those named in `but`."""
+    a, b = decisive(then), decisive(now)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if k not in but and a.get(k) != b.get(k)}
 
 
 def _phase(table: Any, where: str) -> Phase:
@@ -267,6 +292,16 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, share in (("train.caption_dropout", recipe.train.caption_dropout), ("train.ema", recipe.train.ema)):
         if share > 1:
             refuse(f"{name} = {share} must be at most 1")
+    if 0 < recipe.measure.kid_samples < KID_LEAST:
+        refuse(
+            f"measure.kid_samples = {recipe.measure.kid_samples} says nothing: at least {KID_LEAST}, or 0 for no KID"
+        )
+    for kind, called in (("phase", [p.name for p in recipe.phases]), ("arms", [arm.name for arm in recipe.arms])):
+        for name in called:
+            if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+                refuse(f"{kind}: the name {name!r} becomes a folder; use letters, digits, '-', '_' and '.'")
+            if called.count(name) > 1:
+                refuse(f"{kind}: two are named {name!r}; name them apart")
     for phase in recipe.phases:
         if phase.schedule == "zero_snr" and recipe.model.prediction == "epsilon":
             refuse(
@@ -282,3 +317,13 @@ def _check(recipe: Recipe, where: str) -> None:
                 refuse(f"arms.{arm.name}.against: {other!r}{nearest(other, set(names) - {arm.name})}")
         if arm.ratio > 1 or arm.text_cap > 1:
             refuse(f"arms.{arm.name}: ratio and text_cap are shares, 0..1")
+    if arms_in_order(recipe.arms) is None:
+        refuse("arms: size_of goes round in a circle; one of them must have a size of its own")
+
+
+def arms_in_order(arms: Sequence[Arm]) -> list[Arm] | None:
+    """The arms, each after the one whose size it takes; None when that goes round in a circle."""
+    done: list[Arm] = []
+    while ready := [a for a in arms if a not in done and (not a.size_of or a.size_of in {d.name for d in done})]:
+        done += ready
+    return done if len(done) == len(arms) else None

@@ -73,12 +73,16 @@ def snr(name: str) -> Reals:
 def loss_weight(name: str, prediction: Prediction, gamma: float) -> Reals:
     """Weight of the squared error at every step: min-SNR (Hang et al. 2023, section 3.4), or ones for `gamma` 0.
 
-    min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v.
+    min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v. Under a schedule that ends in pure noise the
+    latter would be 0 at the step that sampling begins with: min(SNR + 1, gamma) / (SNR + 1) there, which is the plain
+    error of v (Lin et al. 2024) wherever noise prevails.
     """
     if not gamma:
         return np.ones(SCHEDULES[name].steps)
     ratio = snr(name)
     least: Reals = np.minimum(ratio, gamma)
+    if SCHEDULES[name].zero_snr:
+        least = np.minimum(ratio + 1, gamma)
     if prediction == "v_prediction":
         weight: Reals = least / (ratio + 1)
         return weight

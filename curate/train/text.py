@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from curate.errors import CurateError, UsageError
 from curate.train.checkpoint import load_cached, save_tensors
 from curate.train.keyed import digest
-from curate.train.models import identity
+from curate.train.models import identity, readable, weights
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,8 @@ class TextEncoder(Protocol):
     length: int
     """Tokens that the UNet is given, padding included."""
     pad_left: bool
+    zero_empty: bool
+    """Whether zeros stand for the empty caption, as in SDXL's own sampling, and not its encoding."""
 
     def __call__(self, captions: Sequence[str]) -> list[Encoded]: ...
 
@@ -68,11 +70,14 @@ class ChatGLM:
 
     length = KOLORS_TOKENS
     pad_left = True
+    zero_empty = False
 
     def __init__(self, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         _, model_kind, tokenizer_kind = chatglm()
         self.tokenizer = tokenizer_kind.from_pretrained(base / "tokenizer", local_files_only=True)
-        model = model_kind.from_pretrained(base / "text_encoder", dtype=dtype, local_files_only=True)
+        folder = base / "text_encoder"
+        with readable(folder):
+            model = model_kind.from_pretrained(folder, dtype=dtype, **weights(folder))
         self.model = model.requires_grad_(False).eval().to(device)
         self.device = device
         self.length = min(KOLORS_TOKENS, int(model.config.seq_length))
@@ -108,15 +113,17 @@ class Clip:
 
     length = CLIP_TOKENS
     pad_left = False
+    zero_empty = False
 
     def __init__(self, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
         kinds = (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))
-        self.models = [
-            kind.from_pretrained(base / f"text_encoder{n}", dtype=dtype, local_files_only=True).eval().to(device)
-            for n, kind in kinds
-        ]
+        self.models = []
+        for n, kind in kinds:
+            folder = base / f"text_encoder{n}"
+            with readable(folder):
+                self.models.append(kind.from_pretrained(folder, dtype=dtype, **weights(folder)).eval().to(device))
         self.tokenizers = [
             CLIPTokenizer.from_pretrained(base / f"tokenizer{n}", local_files_only=True) for n, _ in kinds
         ]
@@ -145,12 +152,15 @@ class T5:
 
     length = T5_TOKENS
     pad_left = False
+    zero_empty = False
 
     def __init__(self, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoTokenizer, T5EncoderModel
 
         self.tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
-        model = T5EncoderModel.from_pretrained(base / "text_encoder", dtype=dtype, local_files_only=True)
+        folder = base / "text_encoder"
+        with readable(folder):
+            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, **weights(folder))
         self.model = model.eval().to(device)
         self.device = device
         self.name = f"t5-{self.length}-{identity(base / 'text_encoder')}-{identity(base / 'tokenizer')}"
@@ -186,7 +196,12 @@ def load_text(base: Path, device: torch.device, dtype: torch.dtype | None = None
     }
     if kind not in kinds:
         raise UsageError(f"{config}: model_type {kind!r} is not known; use one of {', '.join(kinds)}")
-    return kinds[kind](base, device, dtype or torch.float32)
+    encoder = kinds[kind](base, device, dtype or torch.float32)
+    index = json.loads((base / "model_index.json").read_text("utf-8")) if (base / "model_index.json").is_file() else {}
+    # What the base's pipeline takes for the unconditional side of its guidance; where it does not say, its class does.
+    encoder.zero_empty = bool(index.get("force_zeros_for_empty_prompt", kind == "clip_text_model"))
+    encoder.name += "-zeros" * encoder.zero_empty
+    return encoder
 
 
 def padded(encoded: Sequence[Encoded], length: int, pad_left: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,6 +244,8 @@ def encode(encoder: TextEncoder, caption: str) -> Encoded:
     One at a time, as pictures are (latents.py): a batch's other captions would change the last bits.
     """
     found = encoder([caption])[0]
+    if not caption and encoder.zero_empty:
+        found = Encoded(*(t.new_zeros(t.shape) for t in (found.tokens, found.pad, found.pooled)))
     rounded = Encoded(*(t.half() for t in (found.tokens, found.pad, found.pooled)))
     if not all(bool(t.isfinite().all()) for t in (rounded.tokens, rounded.pad, rounded.pooled)):
         raise CurateError(f"caption {caption[:60]!r}: the text encoder's output is not finite in float16")

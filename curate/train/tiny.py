@@ -14,7 +14,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,17 @@ TOKENS = 64
 VAE_STEPS, VAE_BATCH, VAE_LR, VAE_PX = 6000, 8, 3e-3, 64
 
 
-def make_tiny(folder: Path, captions: Iterable[str], seed: int) -> Path:
-    """Write the tiny models in the layout of a Kolors pipeline; the folder is whole or absent."""
+def make_tiny(folder: Path, captions: Callable[[], Iterable[str]], seed: int) -> Path:
+    """Write the tiny models in the layout of a Kolors pipeline; the folder is whole or absent.
+
+    `captions` is called when there is something to write: it reads thousands of rows.
+    """
     if (folder / "model_index.json").exists():
         return folder
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _tokenizer(partial / "tokenizer", sorted(set(captions)))
+    _tokenizer(partial / "tokenizer", sorted(set(captions())))
     _text_encoder(partial, seed)
     make_unet("tiny", seed).save_pretrained(partial / "unet")
     shutil.copytree(VAE, partial / "vae")

@@ -9,9 +9,11 @@ diffusion").
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curate.store.derived import publish as publish_derived
 from curate.store.files import open_files
@@ -41,9 +43,14 @@ def columns(losses: pa.Table, run: str) -> pa.Table:
     return pa.Table.from_pylist([found[row_id] for row_id in sorted(found)], schema=schema)
 
 
-def publish(wanted: Recipe, losses: pa.Table, step: int) -> str:
-    """Write the losses to data.store; the fingerprint of what was written."""
-    assert losses.schema.equals(SCHEMA), losses.schema
+def publish(wanted: Recipe, folder: Path, step: int) -> str:
+    """Write the losses in the files of `folder` to data.store; the fingerprint of what was written."""
+    name = f"{wanted.folder.name}@{step}"
+    parts = [columns(pq.read_table(path, schema=SCHEMA), name) for path in sorted(folder.glob("*.parquet"))]
+    table = pa.concat_tables(parts)  # a row has its place in one split; copies of it lie in several files
+    first = (
+        table.append_column("at", pa.array(range(table.num_rows))).group_by(["shard", "row"]).aggregate([("at", "min")])
+    )
+    table = table.take(first["at_min"].combine_chunks().sort()).sort_by([("shard", "ascending"), ("row", "ascending")])
     facts = {"run": wanted.folder.name, "step": step, "recipe": fingerprint(wanted), "phase": wanted.phases[-1].name}
-    table = columns(losses, f"{wanted.folder.name}@{step}")
     return publish_derived(open_files(wanted.data.store), "loss", facts, table).fingerprint

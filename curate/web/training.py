@@ -22,7 +22,7 @@ from curate.web.reader import Reader
 FOLDER = "training"
 REFRESH_S = 5
 POINTS = 400  # of a curve
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 24
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 64, 24
 
 
 def add_training(app: FastAPI, page: Pages, reader: Reader) -> None:
@@ -50,10 +50,15 @@ def add_training(app: FastAPI, page: Pages, reader: Reader) -> None:
     @access("explore")
     def show_samples(name: str) -> Response:
         for known, folder, _ in runs(reader.store.files):
-            grids = sorted((folder / "grids").glob("step-*.png")) if known == name else []
+            grids = sorted((folder / "grids").glob("step-*.png"), key=_age) if known == name else []
             if grids:
                 return Response(grids[-1].read_bytes(), media_type="image/png", headers=page.file_headers)
         raise HTTPException(404, "This run has drawn no samples yet.")
+
+
+def _age(path: Path) -> tuple[str, bool]:
+    """Sheets in the order of their steps, the averaged weights after the raw ones."""
+    return path.name[: len("step-00000000")], "-ema" in path.name
 
 
 def runs(files: Files) -> list[tuple[str, Path, int]]:
@@ -91,10 +96,12 @@ def charts(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The curves of a run: name of the chart, and its SVG."""
     train = [line for line in lines if line["kind"] == "train"]
     checks = [line for line in lines if line["kind"] == "validation" and line["loss"] is not None]
-    validation = {
-        f"{split}, {weights}": [
-            (line["step"], line["loss"]) for line in checks if line["split"] == split and line["weights"] == weights
-        ]
+    phases = list(dict.fromkeys(line.get("phase", "") for line in checks))
+    validation = {  # each phase has its own schedule: a line from one to the next would say nothing
+        ", ".join([phase, split, weights] if len(phases) > 1 else [split, weights]): _curve(
+            [line for line in checks if line["split"] == split and line.get("phase", "") == phase], weights
+        )
+        for phase in phases
         for split in ("validation", "train")
         for weights in ("raw", "ema")
     }
@@ -113,6 +120,13 @@ def charts(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, curves in wanted.items()
         if any(len(c) > 1 for c in curves.values())
     ]
+
+
+def _curve(checks: Sequence[dict[str, Any]], weights: str) -> list[tuple[float, float]]:
+    """Losses over steps; averaged weights begin as the raw ones are."""
+    found = [(line["step"], line["loss"]) for line in checks if line["weights"] == weights]
+    begin = [(line["step"], line["loss"]) for line in checks[:1]]
+    return begin + found if found and begin[0][0] < found[0][0] else found
 
 
 def draw(curves: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
