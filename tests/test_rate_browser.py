@@ -384,7 +384,8 @@ def test_a_caption_is_rated_where_it_is_shown_whatever_the_rater_has_hidden(
 ) -> None:
     made = new_campaign(base, rubric="caption-completeness", where="keep", captioners=("raw", "facts/en"))
     ledger = Ledger(base / "ratings.sqlite")
-    ledger.write(lambda db: db.execute('UPDATE users SET settings = \'{"captions": "none"}\''))
+    hidden, me = '{"captions": "none"}', users.named(ledger.read(), page.person)["id"]
+    ledger.write(lambda db: db.execute("UPDATE users SET settings = ? WHERE id = ?", [hidden, me]))
     texts = {
         row["text"]
         for row in ledger.read().execute(
@@ -557,7 +558,7 @@ def test_all_that_a_rater_needs_is_on_the_screen(
     ]
     for control in controls:
         box = page.locator(control).bounding_box()
-        assert box["width"] > 0, control
+        assert box and box["width"] > 0, f"{control} is not shown"
         assert (box["x"] >= 0, box["x"] + box["width"] <= width, box["y"] + box["height"] <= height) == (True,) * 3, (
             control
         )
