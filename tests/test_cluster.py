@@ -47,7 +47,7 @@ class Site:
         while (done := subprocess.run(command, env=self.environment, capture_output=True, text=True)).returncode:
             said = done.stdout + done.stderr
             assert "No available agent" in said or "Failed to connect" in said or "refused" in said, said
-            assert time.monotonic() < deadline, "no node takes jobs"
+            assert time.monotonic() < deadline, f"no node takes jobs: {said}"
             time.sleep(0.5)
 
     def submit(self, name: str, recipe: Path, *more: str) -> subprocess.Popen[str]:

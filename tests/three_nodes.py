@@ -16,8 +16,9 @@ NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 def main() -> None:
     """Hold the cluster until standard input ends."""
-    head = {**NODE, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1])}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1])}
+    # The head's agent, which takes jobs, would have a fixed port; any other Ray on this machine may hold that one.
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **dashboard, "dashboard_agent_listen_port": 0})
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
     say({"address": cluster.address})
     try:
