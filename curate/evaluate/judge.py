@@ -141,7 +141,7 @@ def load(name: str) -> Rubric:
     except ValueError as why:
         raise UsageError(f"judge's rubric {name}: {why}") from None
     kinds = {"rubrics": list, "temperature": (int, float), "max_tokens": int, "json_schema": bool, "prompt": str}
-    for key in {*raw, *kinds}:
+    for key in (*raw, *kinds):  # in order: a misspelt key is told before the one that it leaves missing
         if key not in kinds:
             raise UsageError(f"judge's rubric {name}: unknown key {key!r}{nearest(key, kinds)}")
         if not isinstance(raw.get(key), kinds[key]):  # type: ignore[arg-type]
