@@ -285,23 +285,26 @@ def test_a_t5_encoder_gives_zeros_for_padding_and_a_unet_trains_on_it(train_mix:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "bus": 4}, unk_token="<unk>"))
+    words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "bus": 4, "</s>": 5}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 5)])  # as T5's ends a text
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
         tmp_path / "tokenizer"
     )
     torch.manual_seed(0)
-    T5EncoderModel(T5Config(vocab_size=5, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(
+    T5EncoderModel(T5Config(vocab_size=6, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(
         tmp_path / "text_encoder"
     )
     encoder = load_text(tmp_path, CPU)
     alone, long = encoder(["a red bus", "a red bus a red bus"])
-    assert (len(alone.tokens), len(long.tokens)) == (3, 6)
+    assert (len(alone.tokens), len(long.tokens)) == (4, 7)
     hidden, pooled = padded([alone, long], encoder.length, encoder.pad_left)
     assert (hidden.shape, pooled.shape) == ((2, text.T5_TOKENS, 16), (2, 16))
-    assert not hidden[0, 3:].any()
+    assert not hidden[0, 4:].any()
     torch.testing.assert_close(encoder(["a red bus"])[0].tokens, alone.tokens, atol=1e-5, rtol=1e-5)
 
     shape = models.UNETS["tiny"] | {
