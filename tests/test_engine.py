@@ -529,7 +529,8 @@ def test_workers_that_are_killed_at_random_cost_no_row(recipe: Recipe, finished_
         assert killer.left == 0
         assert progress.crashes <= 4
         assert not progress.tally.errors["worker_crash"]
-        assert progress.tally.commits["range"] <= 47 + 4
+        # A row is lost to each kill at most. (Of a row that is tried again, every operator's cell is staged by itself.)
+        assert max(progress.tally.cells.values()) <= 47 + 4
         assert part_hashes(Path(recipe.store.uri)) == part_hashes(finished_once / "store")
 
 
