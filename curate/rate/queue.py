@@ -215,7 +215,7 @@ def _more(db: sqlite3.Connection, campaign: sqlite3.Row, user_id: int, count: in
 
 
 def _next_number(db: sqlite3.Connection) -> int:
-    last = db.execute("SELECT coalesce(max(id), 0) FROM leases").fetchone()[0]
+    last = int(db.execute("SELECT coalesce(max(id), 0) FROM leases").fetchone()[0])
     return ((last >> RANDOM_BITS) + 1) << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
 
 

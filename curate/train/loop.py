@@ -154,7 +154,7 @@ def assemble(wanted: Recipe, base: Path, place: Place) -> tuple[UNet2DConditionM
 
     unet = prepare_unet(wanted, base).to(place.device)
     if place.device.type == "cuda":  # convolutions run faster so; buckets are few, and each is timed once
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = True
     params = models.trainable(unet)
     optimizer = torch.optim.AdamW(
