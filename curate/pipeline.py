@@ -636,7 +636,8 @@ def prepare(recipe: Recipe, path: Sequence[Operator] = PATH) -> Prepared:
 
 def _reachable(uri: str) -> str:
     """`uri` of the store; raises UsageError in a Ray job for a path of the job's own temporary folder."""
-    if os.environ.get("RAY_JOB_ID") and "://" not in uri and not Path(uri).is_absolute():
+    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray takes RAY_JOB_ID away from what a job starts
+    if in_a_job and "://" not in uri and not Path(uri).is_absolute():
         raise UsageError(
             f"store.uri = {uri!r}: in a Ray job this is a folder that Ray deletes; name an absolute path or s3:// URI "
             "that all nodes share"
