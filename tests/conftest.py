@@ -22,6 +22,8 @@ from curate.progress import Display
 from curate.recipe import Recipe, from_tables
 
 ROOT = Path(__file__).resolve().parent.parent
+# Ray starts its workers at nice 15: beside another process of the tests they would hardly get a core.
+os.environ.setdefault("RAY_worker_niceness", "0")
 KILLS = int(os.environ.get("CURATE_KILLS", "6"))  # `make faults` kills more often
 
 
