@@ -44,7 +44,7 @@ class Service:
         self.app = make_app(Store(store), ledger=self.ledger)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical"))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical", timeout_keep_alive=600))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listening]})
         self.thread.start()
         self._browsers: dict[str, Browser] = {}

@@ -42,7 +42,8 @@ def client(folder: Path) -> Iterator[httpx.Client]:
     app = make_app(Store(folder))
     app.add_api_route("/broken", access("public")(lambda: 1 / 0))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        # A test may come to the connection later than uvicorn's 5 s: it would be closed under the request.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_keep_alive=600))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
