@@ -2,10 +2,11 @@
 
     --ranges N      ranges of fake work of 10 ms each, through real Ray actors (default 100,000)
     --actors N      workers that wait their 10 ms side by side (default 16)
-    --feed-rows N   JPEGs of 1 MP for the second part: a model that takes 50 ms a batch of 16, on one worker
+    --feed-rows N   JPEGs of 1 MP for the second part: a model that takes 50 ms a batch, on one worker
+    --feed-batch N  pictures that it takes at once (default 2: what two cores can decode meanwhile)
 
 First part: ranges a second, CPU and memory of the driver. Second part: the share of time in which the device has
-nothing to do between its first and its last batch, with the engine's two threads a GPU worker and with one.
+nothing to do between its first and its last batch, with the engine's two tasks a GPU worker and with one.
 Last line: `RESULT ` and the figures as JSON.
 """
 
@@ -32,6 +33,7 @@ from curate import pipeline
 from curate.engine import cluster
 from curate.engine.driver import Progress, drive
 from curate.engine.tasks import Answer, Compute, Index, Survey, Tally, Task
+from curate.engine.worker import Worker
 from curate.plan import Operator, Plan
 from curate.read import InputSpec, Shard
 from curate.recipe import Recipe, from_tables
@@ -41,16 +43,15 @@ RANGES_PER_SHARD = 100
 ROWS = 64
 WORK_S = 0.010
 MODEL_S = 0.050
-BATCH = 16
 
 
-class FakeWorker:
+class FakeWorker(Worker):
     """Answers as a worker does, after 10 ms for a range, without data."""
 
     def __init__(self, plan: Plan, *, isolated: bool) -> None:
-        self.surveyed: set[tuple[str, int]] = set()
+        """Nothing to open."""
 
-    def load(self, pool: str, proof: str) -> None:
+    def load(self, pool: str, proof: str = "") -> None:
         """Nothing to load."""
 
     def run(self, task: Task) -> Answer:
@@ -78,13 +79,14 @@ def main() -> None:
     parser.add_argument("--ranges", type=int, default=100_000)
     parser.add_argument("--actors", type=int, default=16)
     parser.add_argument("--feed-rows", type=int, default=640)
+    parser.add_argument("--feed-batch", type=int, default=2)
     options = parser.parse_args()
     figures: dict[str, Any] = {"benchmark": "scale"}
     with tempfile.TemporaryDirectory() as folder:
         if options.ranges:
             figures |= scheduling(Path(folder), options.ranges, options.actors)
         if options.feed_rows:
-            figures |= feeding(Path(folder), options.feed_rows)
+            figures |= feeding(Path(folder), options.feed_rows, options.feed_batch)
     print("RESULT " + json.dumps(figures))
 
 
@@ -100,7 +102,7 @@ def scheduling(folder: Path, ranges: int, actors: int) -> dict[str, Any]:
         Shard(f"shard-{i:07d}", f"/nowhere/{i}.parquet", "parquet", InputSpec("/nowhere"))
         for i in range(-(-ranges // RANGES_PER_SHARD))
     )
-    cluster.Worker = FakeWorker  # type: ignore[assignment,misc]
+    cluster.Worker = FakeWorker  # type: ignore[misc]
     engine = cluster.Cluster(plan)
     while engine.workers()["cpu"][1]:  # workers take seconds to start, and more than one on a small machine
         engine.next(1.0)
@@ -137,17 +139,10 @@ class FakeModel:
 
     def __init__(self, notes: str) -> None:
         self.notes = notes
-        self.ready: dict[int, int] = {}
-
-    def prepare(self, samples: Sequence[Sample]) -> None:
-        """Decode ahead."""
-        for sample in samples:
-            self.ready[sample.row] = sample.picture.rgb.shape[0]
 
     def __call__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         for sample in samples:
-            if self.ready.pop(sample.row, None) is None:
-                assert sample.picture.rgb.shape[0]
+            assert sample.picture.rgb.shape[0]
         begin = time.perf_counter()
         time.sleep(MODEL_S)
         with Path(self.notes).open("a") as file:
@@ -155,30 +150,48 @@ class FakeModel:
         return [{"faces": 0, "face_area": 0.0, "face_boxes": [], "face_engine": "fake"} for _ in samples]
 
 
-def feeding(folder: Path, rows: int) -> dict[str, Any]:
-    """The device's idle share, with one thread a GPU worker and with two."""
+def feeding(folder: Path, rows: int, batch: int) -> dict[str, Any]:
+    """The device's idle share, with one task a GPU worker and with two."""
     write(folder / "pictures", rows)
+    cpu_s = decoding_s(folder / "pictures")
     shares = {}
-    for threads in (1, 2):
-        notes = folder / f"notes-{threads}"
+    for tasks in (1, 2):
+        notes = folder / f"notes-{tasks}"
         notes.touch()
-        cluster.GPU_THREADS = threads
-        recipe = recipe_of(folder, store=f"store-{threads}", source="pictures", range_rows=4 * BATCH)
+        recipe = recipe_of(folder, store=f"store-{tasks}", source="pictures", range_rows=4 * batch)
         model = Operator(
             "faces", lambda recipe, notes=str(notes): FakeModel(notes), lambda recipe: {"version": 1},  # type: ignore[misc]
-            image="pixels", pool="gpu", batch=BATCH,
+            image="pixels", pool="gpu", batch=batch,
         )  # fmt: skip
         prepared = pipeline.prepare(recipe, (pipeline.PATH[0], pipeline.PATH[1], model))
-        engine = cluster.Cluster(prepared.plan)
-        drive(prepared.plan, engine, prepared.shards, Progress(1), lambda p: None, lambda: False)
+        pools = prepared.plan.pools
+        plan = dataclasses.replace(
+            prepared.plan, pools={**pools, "gpu": dataclasses.replace(pools["gpu"], tasks=tasks)}
+        )
+        engine = cluster.Cluster(plan)
+        drive(plan, engine, prepared.shards, Progress(1), lambda p: None, lambda: False)
         engine.close()
         spans = sorted(tuple(map(float, line.split())) for line in notes.read_text().splitlines())
         whole = spans[-1][1] - spans[0][0]
-        shares[threads] = 1 - sum(end - begin for begin, end in spans) / whole
+        shares[tasks] = 1 - sum(end - begin for begin, end in spans) / whole
         print(
-            f"{threads} threads a GPU worker: {len(spans)} batches, the device idles {shares[threads]:.0%} of the time"
+            f"{tasks} tasks a GPU worker: {len(spans)} batches of {batch}, the device idles {shares[tasks]:.0%} of them"
         )
-    return {"idle_one_thread": round(shares[1], 3), "idle_two_threads": round(shares[2], 3), "feed_rows": rows}
+    wanted = batch * cpu_s / MODEL_S
+    print(f"decoding {cpu_s * 1000:.1f} ms a picture: the device wants {wanted:.1f} of {os.cpu_count()} cores")
+    return {
+        "idle_one_task": round(shares[1], 3), "idle_two_tasks": round(shares[2], 3), "feed_rows": rows,
+        "feed_batch": batch, "decode_cores_wanted": round(wanted, 1),
+    }  # fmt: skip
+
+
+def decoding_s(folder: Path) -> float:
+    """Seconds of one core that reading a picture into pixels takes."""
+    data = pq.read_table(folder / "a.parquet")["image"].to_pylist()[:40]
+    started = time.perf_counter()
+    for row, one in enumerate(data):
+        assert Sample(row, one, {}).decodes
+    return (time.perf_counter() - started) / len(data)
 
 
 def write(folder: Path, rows: int) -> None:

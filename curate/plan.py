@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -23,15 +23,6 @@ from workers.sample import Sample
 # One dict of the declared columns per sample, or the RowError of a row that failed alone. An exception is of the whole
 # batch: the engine then halves it until the row at fault stands alone.
 Worker = Callable[[Sequence[Sample]], Sequence[dict[str, Any] | RowError]]
-
-
-@runtime_checkable
-class Prepares(Protocol):
-    """A worker that can do part of its work (read, decode, scale) while another call has the device."""
-
-    def prepare(self, samples: Sequence[Sample]) -> None:
-        """Do so, from any thread; what raises here is left to the call itself."""
-        ...
 
 
 @dataclass(frozen=True)

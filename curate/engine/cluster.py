@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class Cluster:
         if not done:
             done = self.ray.wait(refs, num_returns=1, timeout=timeout_s)[0]
         try:
-            return dict(zip(done, self.ray.get(done), strict=True))
+            return {ref: _unpacked(answer) for ref, answer in zip(done, self.ray.get(done), strict=True)}
         except Exception:  # one of them is a death or an error: each by itself
             return {ref: self._result(ref) for ref in done}
 
@@ -182,7 +183,7 @@ class Cluster:
         """The answer, or how the actor died; an exception in the worker is raised here."""
         errors = self.ray.exceptions
         try:
-            return self.ray.get(ref)
+            return _unpacked(self.ray.get(ref))
         except errors.RayTaskError as failure:
             raise (failure.cause if isinstance(failure.cause, Exception) else failure) from None
         except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as failure:
@@ -284,9 +285,14 @@ class Cluster:
             if not actor.tasks:
                 actor.since = time.monotonic()
             actor.shard = shard
-            actor.tasks.append((task, actor.handle.run.remote(task)))
+            packed = pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
+            actor.tasks.append((task, actor.handle.answer.remote(packed)))
             if len(actor.tasks) >= crew.room:
                 free.remove(actor)
+
+
+def _unpacked(answer: bytes | None) -> Any:
+    return None if answer is None else pickle.loads(answer)  # None: its operators have loaded
 
 
 def _suspect(task: Task) -> bool:
