@@ -34,7 +34,7 @@ check: $(VENV)/.dev ## format, lint, types and tests
 	$(BIN)/mypy
 	$(PYTEST)
 
-faults: $(VENV)/.dev ## the fault suite in full: forty kills instead of six (docs/faults.md)
+faults: $(VENV)/.dev ## the fault suite in full: forty kills instead of three (docs/faults.md)
 	CURATE_KILLS=40 $(BIN)/python -m pytest $(FAULTS)
 
 bench: $(VENV)/.dev ## run the benchmarks of this machine and append the figures to docs/benchmarks.md

@@ -55,13 +55,21 @@ def staged_cells(staged: pa.Table, operator: str) -> pa.Table:
     return latest(pa.table({"row": done["row"], **{name: done[f"{operator}.{name}"] for name in names}}))
 
 
-class Cells:
-    """The known cells of one shard, as tables in a private in-memory DuckDB."""
+def memory() -> duckdb.DuckDBPyConnection:
+    """An empty DuckDB in memory."""
+    return duckdb.connect(config={"threads": 1})
 
-    def __init__(self, plan: Plan, shard: Shard) -> None:
+
+class Cells:
+    """The known cells of one shard, as views in a private in-memory DuckDB.
+
+    That one may belong to the thread that asks (`db`): to make one takes longer than most queries.
+    """
+
+    def __init__(self, plan: Plan, shard: Shard, db: duckdb.DuckDBPyConnection | None = None) -> None:
         self.plan = plan
         self.shard = shard
-        self.db = duckdb.connect(config={"threads": 1})
+        self.db = db.cursor() if db else memory()
         self.tables: dict[int, pa.Table] = {}
         self.staged: set[int] = set()
         """Stages that have finished ranges which are not published yet."""

@@ -29,11 +29,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from curate import read
-from curate.engine.cells import Cells, passing, read_staged, staged_cells, staged_schema, staging_folder
+from curate.engine.cells import Cells, memory, passing, read_staged, staged_cells, staged_schema, staging_folder
 from curate.engine.tasks import Answer, Blame, Compute, Index, Publish, Survey, Tally, Task
 from curate.errors import CurateError
 from curate.plan import Operator, Plan, Stage
@@ -54,7 +53,7 @@ class _Hands(threading.local):
     def __init__(self) -> None:
         self.cells: Cells | None = None
         self.reader: tuple[read.Shard, read.Reader] | None = None
-        self.db = duckdb.connect(config={"threads": 1})
+        self.db = memory()
 
 
 class Worker:
@@ -207,7 +206,7 @@ class Worker:
 
     def _open(self, task: Survey | Compute | Blame) -> Cells:
         if self.hands.cells is None or self.hands.cells.shard != task.shard:
-            self.hands.cells = Cells(self.plan, task.shard)
+            self.hands.cells = Cells(self.plan, task.shard, self.hands.db)
         return self.hands.cells
 
     def _read(self, task: Compute, rows: list[int], locators: pa.Table) -> list[bytes | RowError]:
