@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 # A worker a core (at most four: tests start Rays and browsers), and no library that starts a thread for each core beside
 # them: half the time of one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAULTS := $(addprefix tests/test_,engine.py faults.py store.py packs.py s3_faults.py cluster.py)
 
 .PHONY: faults help demo test paddle check bench bench-gpu synth docs clean

@@ -26,6 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("RAY_worker_niceness", "0")
 KILLS = int(os.environ.get("CURATE_KILLS", "3"))  # `make faults` kills more often
 
+# Files that take longest, longest first: a worker that comes to one of them last would keep the others waiting.
+LONG = ["cluster", "engine", "store", "train_ray", "train", "mix", "models", "s3_faults", "train_compare", "rate_web"]
+LONG += ["rate_browser", "planner", "evaluate", "cogvlm_captioner", "cogvlm_benchmark", "synth", "endpoint", "dedup"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the long files to the front; pytest-xdist keeps that order with --no-loadscope-reorder."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

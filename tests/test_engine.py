@@ -201,7 +201,7 @@ def set_traps(recipe: Recipe) -> None:
 def test_what_kills_or_hangs_a_worker_is_flagged_alone(recipe: Recipe, quiet: Quiet, tmp_path: Path) -> None:
     set_traps(recipe)
     trapped = changed(recipe, "store", uri=str(tmp_path / "trapped"))
-    trapped = changed(trapped, "engine", kind="ray", range_rows=2, batch_timeout_s=5.0, worker_memory_gb=4.0)
+    trapped = changed(trapped, "engine", kind="ray", range_rows=2, batch_timeout_s=8.0, worker_memory_gb=4.0)
     code, _ = run(trapped, quiet, with_trap())
     store = Store(trapped.store.uri)
     assert code == 0, store.rows("FROM shards")

@@ -311,6 +311,7 @@ def test_input_columns_keep_their_names_types_and_values(finished_store: Path) -
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("finished_store")
 def test_shards_with_other_columns_and_types_share_one_table(
     recipe: Recipe, shards: Path, quiet: object, pictures: object
 ) -> None:
@@ -432,8 +433,10 @@ def test_the_store_and_the_policy_work_under_the_other_duckdb() -> None:
         "-p",
         "no:cacheprovider",
     ]
+    # Not what has little to do with DuckDB and takes long: files, S3, kills, processes of their own.
+    others = ("read_by_both", "writer", "publish", "object_store", "killed", "readers", "apart", "dies", "forgotten")
     ran = subprocess.run(
-        [*command, "-k", "not read_by_both"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "-k", f"not ({' or '.join(others)})"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stdout[-3000:]
 
@@ -471,6 +474,7 @@ def test_of_two_runs_that_began_in_the_same_second_the_later_one_is_active(
     assert store.rows("SELECT count(*) FROM policy") == [(0,)]
 
 
+@pytest.mark.usefixtures("finished_store")
 def test_columns_of_the_input_may_have_any_name(recipe: Recipe, shards: Path, quiet: object, pictures: object) -> None:
     import pyarrow.parquet as pq
 
@@ -512,13 +516,12 @@ def test_an_index_process_that_dies_is_one_line_and_leaves_the_old_index(finishe
     assert store.path.read_bytes() == before
 
 
-def test_a_version_that_is_active_no_more_and_active_again_keeps_its_cells(
-    recipe: Recipe, shards: Path, quiet: object
-) -> None:
+@pytest.mark.usefixtures("finished_store")
+def test_a_version_that_is_active_no_more_and_active_again_keeps_its_cells(recipe: Recipe, quiet: object) -> None:
     captions = "SELECT active, kind, language, count(*) FROM captions GROUP BY ALL ORDER BY ALL"
     scores = "SELECT active, operator, count(*), sum(value) FROM scores GROUP BY ALL ORDER BY ALL"
     errors = "SELECT operator, error, count(*) FROM errors GROUP BY ALL ORDER BY ALL"
-    blunt = dataclasses.replace(recipe, sharpness=dataclasses.replace(recipe.sharpness, long_side_px=512))
+    blunt = dataclasses.replace(recipe, sharpness=dataclasses.replace(recipe.sharpness, long_side_px=96))
     answers = []
     for each in (recipe, blunt, recipe):
         assert pipeline.run(each, display=quiet()) == 0  # type: ignore[operator]
