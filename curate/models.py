@@ -553,11 +553,16 @@ def _convert(model: Model, folder: Path) -> None:
     try:
         tensors = torch.load(folder / source, map_location="cpu", weights_only=True)
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        held = _held(save(tensors))
+        data = save(tensors)
     except Exception as why:  # torch raises what pickle, zip and its own reader raise
         raise CurateError(f"{folder / source}: no weights that can be read safely: {type(why).__name__}") from None
     part = target.with_name(f"{target.name}.part")
-    part.write_bytes(save(tensors, {"source_sha256": _read(folder / source, "0" * 64), "tensors_sha256": held}))
+    # safetensors would write its metadata in a random order, and the file's hash is part of fingerprints.
+    of = {"source_sha256": _read(folder / source, "0" * 64), "tensors_sha256": _held(data)}
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": of, **json.loads(data[8:size])}).encode()
+    header += b" " * (-len(header) % 8)
+    part.write_bytes(len(header).to_bytes(8, "little") + header + data[size:])
     part.replace(target)
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -767,7 +768,7 @@ def test_a_folder_that_is_in_use_is_left_alone(folder: Path, tmp_path: Path) -> 
 
 
 def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    asked = plain(folder, shard_rows=1)
+    asked = plain(folder, shard_rows=2)
     code = (
         "import sys, json; from curate.mix.export import export; from curate.mix.settings import from_json\n"
         "export(from_json(json.loads(sys.argv[1])), sys.argv[2], 'inline')"
@@ -775,12 +776,12 @@ def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Pat
     words = [sys.executable, "-c", code, json.dumps(asked.to_json()), str(tmp_path / "out")]
     running = subprocess.Popen(words)
     while running.poll() is None and len(list((tmp_path / "out" / ".plan").glob("train-e00-*.json"))) < 5:
-        os.sched_yield()
+        time.sleep(0.001)
     running.kill()
     running.wait()
     assert not (tmp_path / "out" / "manifest.json").exists()
     moved: list[int] = []
     export(asked, str(tmp_path / "out"), "inline", moved=lambda done, of: moved.append(done))
-    assert 5 <= moved[0] < 60
+    assert 5 <= moved[0] < 30
     export(asked, str(tmp_path / "whole"), "inline")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")

@@ -6,12 +6,12 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forked import Forks
 from hub_server import COMMIT, Hub, serving
 
 from curate import models
@@ -56,12 +56,19 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield served
 
 
+FORKS = Forks()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks() -> Iterator[None]:
+    """The process that commands of this file are forked from."""
+    with FORKS:
+        yield
+
+
 def curate(folder: Path, hub: Hub | None, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the real command with its caches in `folder`; without a server, at a port where nobody listens."""
-    return subprocess.run(
-        [sys.executable, "-m", "curate.cli", *arguments],
-        env=environment(folder, hub, **variables), cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return FORKS(arguments, environment(folder, hub, **variables), ROOT)
 
 
 def environment(folder: Path, hub: Hub | None, **variables: str) -> dict[str, str]:
