@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
+MAKEFLAGS += --jobs=2  # the two environments of `make test` are made side by side
 # A worker a core (at most four: tests start Rays and browsers), and no library that starts a thread for each core beside
 # them: half the time of one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -20,13 +21,17 @@ demo: $(VENV)/.core ## sample shards, the main job, the report: at most 3 minute
 	@deploy/apt.sh --optional fonts-wqy-microhei:"the demo's Chinese poster"
 	@$(BIN)/curate demo demo
 
-test: $(VENV)/.dev ## install what the tests need and run them all
+test: $(VENV)/.dev .venv-paddle/.made ## install what the tests need and run them all
 	@deploy/apt.sh --optional fonts-noto-cjk:"rendered text" fonts-wqy-microhei:"tests that draw Chinese" chromium:"browser tests"
 	@$(PYTEST)
 
-paddle: ## an environment with PaddleOCR, beside ours, for ocr.engine = "paddleocr" and its tests
-	@$(PYTHON) -m venv .venv-paddle
-	@.venv-paddle/bin/python -m pip --disable-pip-version-check --quiet install 'paddleocr>=3.7,<4' onnxruntime
+paddle: .venv-paddle/.made ## an environment with PaddleOCR, beside ours, for ocr.engine = "paddleocr" and its tests
+
+# Half a gigabyte, a minute; made beside the other environment. Without it one test is skipped and nothing else is missing.
+.venv-paddle/.made: deploy/paddle.txt | $(VENV)/bin/python
+	@echo "installing PaddleOCR into .venv-paddle"
+	@$(BIN)/python -m venv .venv-paddle && .venv-paddle/bin/python -m pip --disable-pip-version-check --quiet install \
+		--no-deps --no-compile --requirement deploy/paddle.txt && touch $@ || echo "PaddleOCR was not installed: its tests will be skipped"
 
 check: $(VENV)/.dev ## format, lint, types and tests
 	$(BIN)/ruff format --check .
