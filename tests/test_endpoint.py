@@ -48,6 +48,8 @@ class Server:
     stop: threading.Event = field(default_factory=threading.Event)
     location: str = ""
     port: int = 0
+    connections: int = 0
+    paths: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -65,15 +67,21 @@ def serving(server: Server) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            server.connections += 1
+
         def log_message(self, format: str, *args: object) -> None:
             pass
 
         def do_GET(self) -> None:
+            server.paths.append(self.path)
             server.keys.append(self.headers.get("Authorization"))
             refused = bool(server.script) and server.script[0] in (302, 401, 403)
             self.send(server.script.pop(0) if refused else 200, b"{}", {"Location": server.location})
 
         def do_POST(self) -> None:
+            server.paths.append(self.path)
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with server.full:
                 server.asked.append(body)
@@ -97,6 +105,9 @@ def serving(server: Server) -> Iterator[Server]:
                 self.close_connection = True
             elif kind == "drip":
                 self.send(200, good, drip=True)
+            elif kind == "leave":  # as a server does that has waited long enough for another request
+                self.send(200, good)
+                self.close_connection = True
             elif str(kind).startswith("say:"):
                 self.send(200, answer(kind[4:]))
             elif kind == "heads":
@@ -244,6 +255,23 @@ def test_as_many_requests_are_in_flight_as_were_asked_for(server: Server) -> Non
     server.hold = 5
     captioner(server, requests=5, timeout_s=20.0)([Sample(i, encoded(i), {}) for i in range(12)])
     assert server.most == 5
+
+
+def test_a_connection_is_used_again_until_the_server_closes_it(server: Server) -> None:
+    reached = endpoint(server)
+    server.script = ["ok", 500, "leave", "ok", "cut"]
+    replies = [reached.ask([]) for _ in range(5)]
+    assert [reply.tries for reply in replies] == [1, 2, 1, 2, 1]
+    assert server.connections == 3  # the first, one after the server left, one after the answer that was cut
+
+
+def test_a_proxy_of_the_environment_is_asked_for_the_whole_address(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("no_proxy", "")
+    assert Endpoint("http://model.invalid:8000/v1", "m", requests=1).ask([]).text == "seen 1"
+    assert server.paths == ["http://model.invalid:8000/v1/models", "http://model.invalid:8000/v1/chat/completions"]
 
 
 def test_a_plan_counts_an_endpoint_s_answers_as_time_and_not_as_processors(

@@ -14,12 +14,8 @@ import http.client
 import io
 import json
 import os
-import socket
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -32,6 +28,7 @@ from PIL import ExifTags, Image
 
 from schemas.errors import RowError
 from workers.cogvlm.prompt import CaptionPrompt
+from workers.connections import Answer, Connections
 from workers.picture import Limits, decode, sniff
 from workers.quality import temperature as temperature_of
 from workers.sample import Sample
@@ -42,7 +39,6 @@ VERSION = 2
 SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 LONGEST_PAUSE_S = 60.0
-MOST_BYTES = 16 << 20  # of an answer
 KNOCK_S = 10.0
 
 Message = dict[str, Any]
@@ -92,7 +88,7 @@ class Endpoint:
         self.timeout_s = timeout_s
         self.retries = retries
         self.pause_s = pause_s
-        knock(url, min(timeout_s, KNOCK_S))
+        self._connections = knock(self.url, min(timeout_s, KNOCK_S))
         self._slots = threading.Semaphore(requests)
         self._threads = _Threads(2 * requests)
 
@@ -109,15 +105,14 @@ class Endpoint:
             try:
                 with self._slots:
                     begun = begun or time.monotonic()
-                    answer = self._post(body)
-                return _reply(answer, begun, attempt + 1)
-            except urllib.error.HTTPError as why:
-                with why:
-                    last = f"HTTP {why.code}: {_detail(why)}"
-                    pause = _seconds(why.headers.get("Retry-After"))
-                if why.code not in AGAIN:
-                    raise RowError("endpoint_failed", last) from None
-            # URLError and TimeoutError are OSErrors; broken JSON is a ValueError, or nested without end.
+                    answer = self._connections.send("POST", "/chat/completions", body, _headers(), self.timeout_s)
+                if 200 <= answer.status < 300:
+                    return _reply(json.loads(answer.data), begun, attempt + 1)
+                last = f"HTTP {answer.status}: {_detail(answer)}"
+                if answer.status not in AGAIN:
+                    raise RowError("endpoint_failed", last)
+                pause = _seconds(answer.headers.get("Retry-After"))
+            # TimeoutError is an OSError; broken JSON is a ValueError, or nested without end.
             except (OSError, http.client.HTTPException, ValueError, RecursionError) as why:
                 last = f"{type(why).__name__}: {why}"
             if attempt < self.retries:
@@ -135,45 +130,28 @@ class Endpoint:
 
         return [coming.result() for coming in [self._threads.submit(partial(guarded, ask)) for ask in asks]]
 
-    def _post(self, body: bytes) -> Any:
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, _headers())
-        with _OPENER.open(request, timeout=self.timeout_s) as answer:
-            data = b""
-            while piece := answer.read1(1 << 16):
-                data += piece
-                if len(data) > MOST_BYTES:
-                    raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
-            expected = answer.headers.get("Content-Length")
-        if expected is not None and len(data) < int(expected):
-            raise ValueError(f"cut after {len(data)} of {expected} bytes")
-        return json.loads(data)
-
     def _pause(self, body: bytes, attempt: int) -> float:
         spread = hashlib.sha256(body[-4096:] + bytes([attempt])).digest()[0] / 255
         return min(LONGEST_PAUSE_S, self.pause_s * 2.0**attempt * (0.75 + 0.5 * spread))
 
 
-def knock(url: str, timeout_s: float = KNOCK_S) -> None:
-    """Raise EndpointError, which says why, when nobody answers at `url` or the key is refused there."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise EndpointError(f"endpoint {url!r}: give an http(s) address that ends in /v1")
-    url = url.rstrip("/")
+def knock(url: str, timeout_s: float = KNOCK_S) -> Connections:
+    """Connections to `url`. Raises EndpointError, which says why, when nobody answers there or the key is refused."""
     try:
-        _OPENER.open(urllib.request.Request(f"{url}/models", headers=_headers()), timeout=timeout_s).close()
-    except urllib.error.HTTPError as why:
-        why.close()
-        if why.code in (401, 403):
-            raise EndpointError(
-                f"endpoint {url}: HTTP {why.code}, the key is missing or refused; set CURATE_API_KEY"
-            ) from None
-        if 300 <= why.code < 400:
-            raise EndpointError(
-                f"endpoint {url}: it redirects to {why.headers.get('Location')}, and the key goes nowhere by itself; "
-                "name the right address"
-            ) from None
-        # Others do without this path, or are busy: the requests themselves will tell.
+        connections = Connections(url)
+        answer = connections.send("GET", "/models", None, _headers(), timeout_s)
     except (OSError, http.client.HTTPException) as why:
-        raise EndpointError(f"endpoint {url}: nobody answers there: {getattr(why, 'reason', why)}") from None
+        raise EndpointError(f"endpoint {url}: nobody answers there: {why}") from None
+    except ValueError as why:
+        raise EndpointError(f"endpoint {url!r}: {why}") from None
+    if answer.status in (401, 403):
+        raise EndpointError(f"endpoint {url}: HTTP {answer.status}, the key is missing or refused; set CURATE_API_KEY")
+    if 300 <= answer.status < 400:
+        raise EndpointError(
+            f"endpoint {url}: it redirects to {answer.headers.get('Location')}, and the key goes nowhere by itself; "
+            "name the right address"
+        )
+    return connections  # others do without this path, or are busy: the requests themselves will tell
 
 
 class EndpointCaptioner:
@@ -314,14 +292,14 @@ def _seconds(header: str | None) -> float | None:
         return None
 
 
-def _detail(why: urllib.error.HTTPError) -> str:
+def _detail(answer: Answer) -> str:
     """What the server says of its refusal, in a line."""
     try:
-        body = why.read(4096).decode("utf-8", "replace")
+        body = answer.data[:4096].decode("utf-8", "replace")
         found = json.loads(body)
         body = str((found.get("error") or found).get("message") or body)
-    except (OSError, ValueError, AttributeError, RecursionError, http.client.HTTPException):
-        body = str(why.reason)
+    except (ValueError, AttributeError, RecursionError):
+        body = answer.reason
     return " ".join(body.split())[:200]
 
 
@@ -350,83 +328,3 @@ class _Threads:
                 coming.set_result(call())
             except BaseException as why:
                 coming.set_exception(why)
-
-
-# A socket's timeout is for each piece that arrives; a server that drips, even in its headers, would hold a request for
-# ever. So every wait of a connection ends at one deadline.
-class _Incoming(io.RawIOBase):
-    def __init__(self, connected: socket.socket, deadline: float) -> None:
-        self._socket = connected
-        self._deadline = deadline
-        self._raw: Any = connected.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("not complete in time")
-        self._socket.settimeout(left)
-        count: int | None = self._raw.readinto(buffer)
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Deadline:
-    """A socket as http.client uses it."""
-
-    def __init__(self, connected: socket.socket, deadline: float) -> None:
-        self._socket = connected
-        self._deadline = deadline
-
-    def sendall(self, data: Any) -> None:
-        self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
-        self._socket.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Incoming(self._socket, self._deadline))
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class _Timed(http.client.HTTPConnection):
-    def __init__(self, host: str, **options: Any) -> None:
-        super().__init__(host, **options)
-        self._until = time.monotonic() + options["timeout"]
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock: Any = _Deadline(self.sock, self._until)
-
-
-class _TimedTls(http.client.HTTPSConnection):
-    def __init__(self, host: str, **options: Any) -> None:
-        super().__init__(host, **options)
-        self._until = time.monotonic() + options["timeout"]
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock: Any = _Deadline(self.sock, self._until)
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Timed, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_TimedTls, req)
-
-
-class _Stays(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any) -> None:
-        """Follow nothing: urllib would send the key along, to whatever host the answer names."""
-
-
-_OPENER = urllib.request.build_opener(_Http, _Https, _Stays)
