@@ -46,7 +46,7 @@ def intervals_s(pictures: int) -> float:
     scores = np.random.default_rng(0).integers(1, 6, (pictures, 4, 5)).astype(np.float32)
     who = [Captioner(str(n), "synthetic", "en", f"captioner {n}", "vlm", None, True, pictures, None) for n in range(4)]
     begun = time.process_time()
-    compare.block("proxies", scores, who)
+    compare.block("proxies", "en", scores, who)
     return time.process_time() - begun
 
 

@@ -588,11 +588,12 @@ PATH: tuple[Operator, ...] = (
 def pools(recipe: Recipe) -> dict[str, Pool]:
     """The resources of each kind of worker.
 
-    A worker that asks an endpoint is on several ranges at once, so that the end of one leaves no request unused: three
-    times as many rows as requests, and one range more.
+    A worker that asks an endpoint is on several ranges at once, so that the end of one leaves no request unused: eight
+    times as many rows as requests. A range ends with its slowest answer and the further tries of what failed, some
+    six times the usual time of one; with three times as many rows all requests but a few idled at every such end.
     """
     asked = [keys.requests for keys in (recipe.caption, recipe.translate) if keys.engine == "openai"]
-    ranges = -(-3 * max(asked, default=1) // recipe.engine.range_rows) + 3
+    ranges = -(-8 * max(asked, default=1) // recipe.engine.range_rows) + 3
     return {
         "cpu": Pool(cpus=1),
         "gpu": Pool(cpus=0.5, gpus=recipe.engine.gpu_share, tasks=2),  # one reads and saves while the other computes

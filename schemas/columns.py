@@ -205,6 +205,7 @@ OPERATORS: dict[str, tuple[Column, ...]] = {
     # One entry for each caption of the row and each judge of it: the view `evaluations` has them one a row.
     "evaluate": (
         Column("evaluate_caption", TEXTS, "fingerprint of the version that wrote the caption (view `captions`)"),
+        Column("evaluate_kind", TEXTS, "raw, translated (a raw caption), synthetic or poster"),
         Column("evaluate_language", TEXTS, "language of the caption, en or zh"),
         Column(
             "evaluate_scorer", TEXTS, "who scored: `proxies` (rules), `judge MODEL/RUBRIC`, `people` (mean of votes)"

@@ -11,7 +11,8 @@ FROM (
     FROM (SELECT *, {verdict} AS _verdict FROM wide)
 );
 
--- Every caption of every row: the raw one, and what each version of each captioner and translator wrote.
+-- Every caption of every row: the raw one and its translations, and what each version of each captioner, translator and
+-- captioner of posters wrote.
 CREATE OR REPLACE VIEW captions AS
 SELECT n.shard || ':' || (c._id & 4294967295) AS row_id, n.shard, c._id & 4294967295 AS row, c.* EXCLUDE (_id)
 FROM ({captions}) AS c JOIN shard_numbers AS n ON n.number = c._id >> 32;
@@ -21,7 +22,8 @@ CREATE OR REPLACE VIEW evaluations AS
 SELECT e.*, o.engine, o.model, o.active,
     list_avg(list_filter([completeness, correlation, hallucination, subjectivity], lambda x: x IS NOT NULL)) AS mean
 FROM (
-    SELECT row_id, shard, row, unnest(evaluate_caption) AS fingerprint, unnest(evaluate_language) AS language,
+    SELECT row_id, shard, row, unnest(evaluate_caption) AS fingerprint, unnest(evaluate_kind) AS kind,
+        unnest(evaluate_language) AS language,
         unnest(evaluate_scorer) AS scorer, unnest(evaluate_length) AS length, unnest(evaluate_completeness) AS completeness,
         unnest(evaluate_correlation) AS correlation, unnest(evaluate_hallucination) AS hallucination,
         unnest(evaluate_subjectivity) AS subjectivity, unnest(evaluate_reason) AS reason,

@@ -66,6 +66,7 @@ def answer(text: str, finish: str = "stop") -> bytes:
 def serving(server: Server) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def setup(self) -> None:
             super().setup()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -31,9 +32,12 @@ from curate.progress import Display
 from curate.rate import campaign, queue, rubric, users, votes
 from curate.rate.ledger import Ledger
 from curate.recipe import Embed, Recipe
-from curate.store import Store
+from curate.store import Store, index
 from curate.store.captioners import captioners
 from curate.store.derived import withdraw
+from curate.store.parts import Version, fingerprint
+from curate.store.parts import publish as publish_part
+from schemas.columns import part_schema
 
 
 def curate(*words: str) -> subprocess.CompletedProcess[str]:
@@ -214,20 +218,60 @@ def test_versions_of_a_captioner_live_side_by_side_under_names_of_their_own(two_
         captioners(two_versions, ["cogvlm"])
 
 
+def published(store: Store, operator: str, **columns: str) -> Version:
+    """A version of an operator that wrote the same columns for three pictures that decode."""
+    rows = store.rows("SELECT shard, row FROM samples WHERE pixels_hash IS NOT NULL ORDER BY shard, row LIMIT 3")
+    schema = part_schema(operator)
+    values = {"shard": [r[0] for r in rows], "row": [r[1] for r in rows]} | {k: [v] * 3 for k, v in columns.items()}
+    table = pa.table([pa.array(values.get(f.name, [None] * 3), f.type) for f in schema], schema=schema)
+    version = Version(operator, fingerprint({"operator": operator}))
+    facts = {"operator": operator, "fingerprint": version.fingerprint, "facts": {}, "input": {}, "needs": []}
+    store.files.create(f"{version.folder}/operator.json", json.dumps(facts).encode())
+    publish_part(store.files, version, rows[0][0], table)
+    index.update(store.files)
+    return version
+
+
+def test_captions_of_posters_and_translated_raw_captions_are_compared_too(server: Server, finished_store: Path) -> None:
+    store = Store(finished_store)
+    published(store, "poster", poster_caption_en="A poster.", poster_caption_zh="一张海报。", poster_engine="openai")
+    published(
+        store, "translate", caption_zh="门。", caption_raw_zh="一片噪点。", caption_raw_en="A slope.",
+        translate_engine="openai", translate_model="org/opus",
+    )  # fmt: skip
+    store = Store(finished_store)
+    rated(store, "completeness", lambda text, rater: len(text) % 5 + 1, captioners=("poster", "translated"), raters=2)
+    outcome = measure(store, Settings(rows=0, judge=judged_by(server)))
+    labels = {block.label: {line.captioner.name for line in block.lines} for block in outcome.blocks}
+    wanted = {"openai poster", "raw > opus"}
+    assert labels["people, en"] == labels["people, zh"] == wanted
+    for by in ("proxies", "judge tiny/judge.v1"):
+        assert wanted | {"raw", "facts"} <= labels[f"{by}, en"]
+        assert wanted | {"facts", "opus"} <= labels[f"{by}, zh"]
+    said = store.rows(
+        "SELECT DISTINCT e.kind, e.language, c.text, e.completeness FROM evaluations AS e "
+        "JOIN captions AS c USING (row_id, fingerprint, kind, language) WHERE scorer = 'people' ORDER BY ALL"
+    )
+    assert said == [
+        ("poster", "en", "A poster.", 5.0), ("poster", "zh", "一张海报。", 1.0),
+        ("translated", "en", "A slope.", 4.0), ("translated", "zh", "一片噪点。", 1.0),
+    ]  # fmt: skip
+
+
 def test_scores_are_rows_of_a_view_that_sql_can_ask(two_versions: Store) -> None:
     outcome = measure(two_versions, Settings(rows=0))
-    rows = two_versions.rows("SELECT count(*), count(DISTINCT (row_id, fingerprint, language)) FROM evaluations")
+    rows = two_versions.rows("SELECT count(*), count(DISTINCT (row_id, fingerprint, kind, language)) FROM evaluations")
     assert rows == [(outcome.captions, outcome.captions)]
     written = two_versions.rows(
         "SELECT count(*) FROM captions AS c JOIN samples USING (row_id) WHERE pixels_hash IS NOT NULL"
     )
     assert written == [(outcome.captions,)]
-    (block,) = outcome.blocks
-    for line in block.lines:
+    assert [block.label for block in outcome.blocks] == ["proxies, en", "proxies, zh"]
+    for line in (line for block in outcome.blocks for line in block.lines):
         c = line.captioner
         means = two_versions.rows(
             "SELECT count(*), avg(length), avg(completeness), avg(correlation), avg(hallucination), avg(subjectivity) "
-            "FROM evaluations WHERE scorer = 'proxies' AND fingerprint = $1 AND language = $2", list(c.key),
+            "FROM evaluations WHERE scorer = 'proxies' AND (fingerprint, kind, language) = ($1, $2, $3)", list(c.key),
         )[0]  # fmt: skip
         assert means[0] == line.pictures
         for value, figure in zip(means[1:], line.figures, strict=False):
@@ -399,6 +443,34 @@ def test_every_answer_is_kept_and_nothing_is_asked_twice(server: Server, finishe
     assert sorted(line["reply"] for line in lines if line["reply"] in bad.values()) == sorted(bad.values())
 
 
+def test_an_answer_is_on_disk_before_the_next_one_comes_and_one_process_asks_at_a_time(
+    server: Server, finished_store: Path
+) -> None:
+    store = Store(finished_store)
+    wanted = Settings(rows=6, captioners=("facts",), judge=dataclasses.replace(judged_by(server), requests=1))
+    kept: list[int] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        found = [p for p in store.files.list("evaluate") if p.endswith(".jsonl")]
+        kept.append(sum(len(store.files.read(path).splitlines()) for path in found))
+        if len(kept) == 3:
+            with pytest.raises(UsageError, match="another curate evaluate is asking this judge"):
+                measure(store, wanted)
+        return verdict_of(body)
+
+    server.reply = reply
+    measure(store, wanted)
+    assert kept == list(range(12))  # what a kill at that moment would leave
+    (path,) = [finished_store / p for p in store.files.list("evaluate") if p.endswith(".jsonl")]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])  # as power that fails leaves it
+    again = measure(store, wanted)
+    assert (again.usage.kept, again.usage.asked) == (11, 1)  # type: ignore[union-attr]
+    path.write_bytes(whole.replace(b'{"key"', b"{key", 1))
+    with pytest.raises(CurateError, match=r"\.jsonl, line 1 is damaged: remove that line"):
+        measure(store, wanted)
+
+
 def test_an_endpoint_that_fails_stops_the_judge_and_the_next_run_asks_the_rest(
     server: Server, finished_store: Path
 ) -> None:
@@ -497,9 +569,8 @@ def test_people_rate_captions_and_agreement_with_the_judge_is_told(server: Serve
     assert str(second.judges["judge tiny/judge.v1"]) == "undefined: no variation: both gave the same score throughout"
     assert str(second.alpha) == "undefined: no caption has two ratings"
     assert str(second.people) == "undefined: no caption has two ratings"
-    block = outcome.blocks[-1]
-    assert block.by == "people"
-    assert {line.captioner.label for line in block.lines} == {"raw/en", "facts/en", "facts/zh"}
+    lines = [line for block in outcome.blocks if block.by == "people" for line in block.lines]
+    assert {line.captioner.label for line in lines} == {"raw/en", "facts/en", "facts/zh"}
     stored = store.rows("SELECT avg(completeness) FROM evaluations WHERE scorer = 'people' AND language = 'en'")[0][0]
     texts = store.rows(
         "SELECT text FROM captions JOIN samples USING (row_id) WHERE language = 'en' AND pixels_hash IS NOT NULL"
@@ -564,7 +635,7 @@ def test_differences_are_paired_by_picture() -> None:
     random = np.random.default_rng(3)
     worse = random.integers(1, 5, 60).astype(float)
     scores = board(list(worse), list(worse + 0.5))
-    found = compare.block("proxies", scores, [someone("a"), someone("b")])
+    found = compare.block("proxies", "en", scores, [someone("a"), someone("b")])
     assert found is not None
     (gap,) = found.differences
     assert (gap.captioner.name, gap.against.name, gap.pictures) == ("a", "b", 60)
@@ -580,23 +651,41 @@ def test_differences_are_paired_by_picture() -> None:
 
 def test_captioners_are_compared_over_the_pictures_that_both_described() -> None:
     scores = board([1, 1, 1, 1, 1, 1, 5, 5, 5], [2, 2, 2, 2, 2, 2, None, None, None])
-    found = compare.block("proxies", scores, [someone("a"), someone("b")])
+    found = compare.block("proxies", "en", scores, [someone("a"), someone("b")])
     assert found is not None
     assert [line.pictures for line in found.lines] == [9, 6]
     (gap,) = found.differences
     assert (gap.captioner.name, gap.pictures, gap.figures[1].value) == ("b", 6, 1.0)  # a has the larger mean by three
 
 
+def test_the_best_captioner_has_seen_enough_and_none_is_judged_by_what_it_is_made_of() -> None:
+    few = [5.0, 5.0, 5.0, *[None] * 17]
+    facts = dataclasses.replace(someone("facts"), engine="facts")
+    who = [someone("a"), someone("b"), someone("few"), facts]
+    found = compare.block("proxies", "en", board([3.0] * 20, [2.0] * 20, few, [5.0] * 20), who, blind_to="facts")
+    assert found is not None
+    assert [line.captioner.name for line in found.lines] == ["a", "b", "few", "facts"]
+    assert {(gap.captioner.name, gap.against.name) for gap in found.differences} == {("b", "a"), ("few", "a")}
+    poster = dataclasses.replace(someone("poster"), kind="poster")
+    scores = board([3.0] * 20, few)
+    scores[:, 1, NUMBERS["correlation"]] = np.nan
+    found = compare.block("proxies", "en", scores, [someone("a"), poster])
+    assert found is not None
+    assert found.averaged == CRITERIA[1:]  # what posters' captions lack is no loss to the others
+    assert found.lines[1].figures[-1].value is None
+    assert found.differences[0].figures[-1].value == 2.0
+
+
 def test_a_criterion_that_a_captioner_hardly_has_is_not_in_the_mean() -> None:
     scores = board([4.0] * 20, [3.0] * 20)
     scores[1:, 1, NUMBERS["correlation"]] = np.nan
-    found = compare.block("proxies", scores, [someone("a"), someone("b")])
+    found = compare.block("proxies", "en", scores, [someone("a"), someone("b")])
     assert found is not None
     assert found.averaged == ("completeness", "hallucination", "subjectivity")
     assert found.lines[1].figures[2].count == 1
     assert found.lines[1].figures[2].low is None  # one picture has no interval
     scores[:, 1, NUMBERS["correlation"]] = np.nan
-    found = compare.block("proxies", scores, [someone("a"), someone("b")])
+    found = compare.block("proxies", "en", scores, [someone("a"), someone("b")])
     assert found is not None
     assert str(found.lines[1].figures[2]) == "undefined: no caption has this score"
 
@@ -671,7 +760,7 @@ def test_the_page_holds_everything_and_fetches_nothing(server: Server, finished_
     text = (tmp_path / "deep" / "page.html").read_text("utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
-    assert text.count("<svg") == 12  # six columns by rules, six by the judge
+    assert text.count("<svg") == 24  # six columns of each language by rules, six by the judge
     assert "data:image/jpeg;base64," in text
     assert "http" not in text
     with pytest.raises(UsageError, match="--html"):

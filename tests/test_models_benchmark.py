@@ -23,8 +23,7 @@ def test_marian_is_measured_in_batches_and_alone() -> None:
 
 
 def test_the_idle_time_of_an_endpoint_is_what_the_server_saw() -> None:
-    found = endpoint(3, 24, 0.02)
+    found = endpoint(3, 24, 0.02, scored=True)
     assert found["most"] == 3
     assert found["asked"] >= found["rows"] == 24
-    assert 0 <= found["idle_until_last"] < 1
-    assert 0 <= found["idle"] < 1
+    assert 0 <= found["idle"] <= found["idle_of_run"] < 1

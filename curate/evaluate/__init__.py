@@ -15,6 +15,7 @@ Scores are columns of the derived operator `evaluate` and rows of the view `eval
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,10 +79,12 @@ class Outcome:
     version: Version
 
 
-def evaluate(store: Store, settings: Settings, progress: Callable[[int], None] = lambda done: None) -> Outcome:
+def evaluate(
+    store: Store, settings: Settings, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Outcome:
     """Score the captions of some pictures by all judges there are, compare the captioners and publish the scores.
 
-    `progress` is told how many answers of the judge have come. Raises UsageError.
+    `progress` is told how many captions more the judge has answered, now or before, and of how many. Raises UsageError.
     """
     who = captioners(store, settings.captioners)
     if not who:
@@ -99,6 +102,7 @@ def evaluate(store: Store, settings: Settings, progress: Callable[[int], None] =
         raise UsageError(f"{store.uri}: no picture with a caption where {settings.where}")
     basis = _basis(store, who, chosen)
     board = _Board(len(chosen), who, _names(judges))
+    total = _count(store, who, chosen) if asked else 0
     tables = []
     for start in range(0, len(chosen), CHUNK):
         rows = _captions(store, who, chosen[start : start + CHUNK])
@@ -106,7 +110,7 @@ def evaluate(store: Store, settings: Settings, progress: Callable[[int], None] =
             asks = [
                 _ask(row, captioner, text) for row in rows for _, captioner, text in row["captions"] if text.strip()
             ]
-            asked.ask(asks, progress)
+            asked.ask(asks, lambda done: progress(done, total))
         for place, row in enumerate(rows, start):
             for at, captioner, text in row["captions"]:
                 similarity = _similarity(row, captioner, basis)
@@ -117,7 +121,7 @@ def evaluate(store: Store, settings: Settings, progress: Callable[[int], None] =
                     if (line := one.answers.get(key)) is not None:
                         said = judge.verdict(line)
                         board.enter(place, at, name, said.scores, said.reason, said.found)
-                if said_by := votes.get((row["row_id"], *captioner.key)):
+                if said_by := votes.get((row["row_id"], captioner.item, captioner.language)):
                     board.people(place, at, said_by)
         tables.append(board.table(rows))
     facts = {
@@ -125,7 +129,14 @@ def evaluate(store: Store, settings: Settings, progress: Callable[[int], None] =
         "revision": lexicon.mark, "judges": [one.fingerprint for one in judges], "taxonomy": TAXONOMY,
     }  # fmt: skip
     version = publish(store.files, "evaluate", facts, pa.concat_tables(tables))
-    blocks = [made for by in board.scores if (made := compare.block(by, board.scores[by], who, settings.seed))]
+    blocks = []
+    for by, scores in board.scores.items():
+        for language in sorted({captioner.language for captioner in who}):
+            at = [place for place, captioner in enumerate(who) if captioner.language == language]
+            blind = by == PROXIES  # to captions of the `facts` engine, which say what the proxies ask for
+            own = [who[place] for place in at]
+            if made := compare.block(by, language, scores[:, at], own, settings.seed, "facts" if blind else None):
+                blocks.append(made)
     others = {by: board.scores[by] for by in (*board.judges, PROXIES)}
     agreement = compare.agree(others, board.median, board.votes, settings.seed) if board.votes.score else []
     return Outcome(
@@ -165,7 +176,9 @@ class _Board:
             values = [None] * len(CRITERIA)
         self.scores[by][place, at] = [np.nan if value is None else value for value in values]
         captioner = self.who[at]
-        entry: dict[str, Any] = {"caption": captioner.fingerprint, "language": captioner.language, "scorer": by}
+        entry: dict[str, Any] = {
+            "caption": captioner.fingerprint, "kind": captioner.kind, "language": captioner.language, "scorer": by
+        }  # fmt: skip
         entry |= dict(zip(CRITERIA, values, strict=True))
         self._entries[-1].append({**entry, "reason": reason or None, "found": "; ".join(found) or None})
 
@@ -192,7 +205,7 @@ class _Board:
                 f"evaluate_{name}": pa.array(
                     [[entry[name] for entry in own] for own in entries], reals if name in CRITERIA else texts
                 )
-                for name in ("caption", "language", "scorer", *CRITERIA, "reason", "found")
+                for name in ("caption", "kind", "language", "scorer", *CRITERIA, "reason", "found")
             }
         )
 
@@ -207,14 +220,16 @@ def _chosen(store: Store, settings: Settings, who: Sequence[Captioner], first: s
     """(shard, row, row_id) of the pictures to evaluate, sorted; `first` are those that must be among them."""
     db = store.connection()
     where = condition(db, settings.where)
-    marks, languages = [c.fingerprint for c in who], [c.language for c in who]
+    marks, kinds, languages = ([c.key[part] for c in who] for part in range(3))
     limit = f"LIMIT {max(settings.rows, 1)}" if settings.rows else ""
     try:
         return db.execute(
             f"""
-            WITH wanted AS (SELECT unnest($marks::VARCHAR[]) AS fingerprint, unnest($languages::VARCHAR[]) AS language),
+            WITH wanted AS (
+                SELECT unnest($marks::VARCHAR[]) AS fingerprint, unnest($kinds::VARCHAR[]) AS kind,
+                    unnest($languages::VARCHAR[]) AS language),
             described AS (
-                SELECT row_id, count(*) AS captioners FROM captions SEMI JOIN wanted USING (fingerprint, language)
+                SELECT row_id, count(*) AS captioners FROM captions SEMI JOIN wanted USING (fingerprint, kind, language)
                 GROUP BY row_id),
             able AS (
                 SELECT shard, row, row_id, row_id IN (SELECT unnest($first::VARCHAR[])) AS first, captioners
@@ -223,17 +238,32 @@ def _chosen(store: Store, settings: Settings, who: Sequence[Captioner], first: s
             drawn AS (
                 SELECT * FROM able ORDER BY first DESC, captioners DESC, md5(row_id || '{settings.seed}') {limit})
             SELECT shard, row, row_id FROM drawn ORDER BY shard, row""",
-            {"marks": marks, "languages": languages, "first": sorted(first)},
+            {"marks": marks, "kinds": kinds, "languages": languages, "first": sorted(first)},
         ).fetchall()
     except duckdb.Error as why:
         raise UsageError(f"--where: {str(why).splitlines()[0]}") from None
 
 
+def _count(store: Store, who: Sequence[Captioner], chosen: Sequence[tuple[str, int, str]]) -> int:
+    """Captions that a judge is to see."""
+    marks, kinds, languages = ([c.key[part] for c in who] for part in range(3))
+    [(count,)] = store.rows(
+        "SELECT count(*) FROM captions WHERE trim(text) <> '' AND row_id IN (SELECT unnest($1::VARCHAR[])) AND "
+        "(fingerprint, kind, language) IN "
+        "(SELECT (unnest($2::VARCHAR[]), unnest($3::VARCHAR[]), unnest($4::VARCHAR[])))",
+        [[row_id for _, _, row_id in chosen], marks, kinds, languages],
+    )
+    return int(count)
+
+
 def _basis(store: Store, who: Sequence[Captioner], chosen: Sequence[tuple[str, int, str]]) -> dict[str, str]:
-    """Language -> whether correlation is by similarity: only when all captioners of the language have it everywhere."""
+    """Language -> whether correlation is by similarity: only when all captioners that can have it, have it everywhere.
+
+    The operator `similarity` does not look at translated raw captions and at those of posters.
+    """
     found = {}
     for language in sorted({captioner.language for captioner in who}):
-        own = [captioner for captioner in who if captioner.language == language]
+        own = compare.principal([captioner for captioner in who if captioner.language == language])
         found[language] = "claims"
         if all(captioner.similarity for captioner in own):
             ids = [row_id for _, _, row_id in chosen]
@@ -264,11 +294,11 @@ def _captions(store: Store, who: Sequence[Captioner], chosen: Sequence[tuple[str
     by_id = {row["row_id"]: row for values in rows.fetchall() for row in [dict(zip(names, values, strict=True))]}
     place = {captioner.key: at for at, captioner in enumerate(who)}
     texts: dict[str, list[tuple[int, Captioner, str]]] = {row_id: [] for row_id in ids}
-    for row_id, mark, language, text in store.rows(
-        "SELECT row_id, fingerprint, language, text FROM captions WHERE row_id IN (SELECT unnest($1::VARCHAR[]))", [ids]
-    ):
-        if (mark, language) in place:
-            at = place[mark, language]
+    for row_id, *key, text in store.rows(
+        "SELECT row_id, fingerprint, kind, language, text FROM captions "
+        "WHERE row_id IN (SELECT unnest($1::VARCHAR[]))", [ids]
+    ):  # fmt: skip
+        if (at := place.get(tuple(key))) is not None:
             texts[row_id].append((at, who[at], text))
     active = dict(store.rows("SELECT operator, fingerprint FROM operators WHERE active"))
     former: dict[str, dict[tuple[str, str], float]] = {row_id: {} for row_id in ids}
@@ -290,9 +320,14 @@ def _captions(store: Store, who: Sequence[Captioner], chosen: Sequence[tuple[str
 
 
 def _similarity(row: dict[str, Any], captioner: Captioner, basis: dict[str, str]) -> float | None:
-    """The cosine of a row's picture and one captioner's caption; None when correlation does not rest on it."""
-    if basis[captioner.language] != "similarity" or not captioner.similarity:
+    """The cosine of a row's picture and one captioner's caption; None when correlation does not rest on it.
+
+    NaN where it should and there is none: then there is no correlation.
+    """
+    if basis[captioner.language] != "similarity":
         return None
+    if not captioner.similarity:
+        return math.nan
     value: float | None = row["similarities"].get((captioner.similarity, "raw" if captioner.kind == "raw" else "en"))
     return value
 

@@ -1,7 +1,8 @@
 """Means by captioner, differences between captioners and agreement with people, each with an interval over pictures.
 
 Intervals are 95 %, by resampling pictures: one draw of pictures serves every captioner, criterion and judge, so that
-differences are paired. A captioner is compared with the best one over the pictures that both have described.
+differences are paired. A captioner is compared with the best one of its language over the pictures that both have
+described.
 """
 
 from __future__ import annotations
@@ -51,12 +52,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Block:
-    """What one judge says: the lines of all captioners, differences from the best, and what the mean is of."""
+    """What one judge says of captions in one language: the lines of all captioners, differences from the best, and what
+    the mean is of."""
 
     by: str
+    language: str
     lines: tuple[Line, ...]
     differences: tuple[Difference, ...]
     averaged: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Judge and language: `proxies, en`."""
+        return f"{self.by}, {self.language}"
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,14 @@ class Votes:
         self.score.append(score)
 
 
-def block(by: str, scores: Scores, who: Sequence[Captioner], seed: int = 0) -> Block | None:
-    """The table of one judge from `scores` (pictures, captioners, criteria), NaN where there is none; None if all are.
+def block(
+    by: str, language: str, scores: Scores, who: Sequence[Captioner], seed: int = 0, blind_to: str | None = None
+) -> Block | None:
+    """One judge's table of the captioners of a language from `scores` (pictures, captioners, criteria), NaN where there
+    is none; None if all are.
 
-    The mean is of those criteria that every captioner has on half of its pictures or more.
+    The mean is of those criteria that every principal captioner has on half of its pictures or more. Captions of the
+    engine `blind_to` are shown and not compared. The best one has seen half as many pictures as any other, at least.
     """
     present = ~np.isnan(scores)
     here = [at for at in range(len(who)) if present[:, at].any()]
@@ -100,26 +112,39 @@ def block(by: str, scores: Scores, who: Sequence[Captioner], seed: int = 0) -> B
         return None
     pictures = present.any(axis=2).sum(axis=0)
     mostly = present.sum(axis=0) >= pictures[:, None] / 2
-    averaged = tuple(name for name in AVERAGED if all(mostly[at, CRITERIA.index(name)] for at in here))
+    main = [who.index(captioner) for captioner in principal([who[at] for at in here])]
+    averaged = tuple(name for name in AVERAGED if all(mostly[at, CRITERIA.index(name)] for at in main))
     drawn = means(scores, seed)
     lines = []
     for at in here:
         counts = [int(present[:, at, c].sum()) for c in range(len(CRITERIA))]
-        figures = _figures(_mean(scores[:, at]), drawn[:, at], counts, averaged)
+        own = averaged if all(mostly[at, CRITERIA.index(name)] for name in averaged) else ()
+        figures = _figures(_mean(scores[:, at]), drawn[:, at], counts, own)
         lines.append(Line(who[at], int(pictures[at]), figures))
-    best = max(lines, key=lambda line: -1.0 if line.figures[-1].value is None else line.figures[-1].value)
+    able = [at for at in here if who[at].engine is None or who[at].engine != blind_to]
+    ranked = [
+        (value, -at) for line, at in zip(lines, here, strict=True)
+        if at in able and (value := line.figures[-1].value) is not None and 2 * pictures[at] >= pictures[able].max()
+    ]  # fmt: skip
     differences = []
-    if len(lines) > 1 and averaged:
-        against = who.index(best.captioner)
-        for at in here:
+    if ranked:
+        against = -max(ranked)[1]
+        for at in able:
             if at != against:
                 gap = scores[:, at] - scores[:, against]
                 common = ~np.isnan(gap)
+                if not common.any():  # a raw caption and the translation of one: never of the same picture
+                    continue
                 counts = [int(common[:, c].sum()) for c in range(len(CRITERIA))]
                 both = tuple(name for name in averaged if counts[CRITERIA.index(name)])
                 figures = _figures(_mean(gap), means(gap[:, None], seed)[:, 0], counts, both)
-                differences.append(Difference(who[at], best.captioner, int(common.any(axis=1).sum()), figures))
-    return Block(by, tuple(lines), tuple(differences), averaged)
+                differences.append(Difference(who[at], who[against], int(common.any(axis=1).sum()), figures))
+    return Block(by, language, tuple(lines), tuple(differences), averaged)
+
+
+def principal(who: Sequence[Captioner]) -> list[Captioner]:
+    """Those whose captions are of any picture, or all when there are none: no translated raw captions, no posters'."""
+    return [captioner for captioner in who if captioner.kind in ("raw", "synthetic")] or list(who)
 
 
 def means(scores: Scores, seed: int) -> Real:
@@ -217,7 +242,7 @@ def _figures(mean: Real, drawn: Real, counts: Sequence[int], averaged: Sequence[
             found.append(_figure(float(mean[c]), drawn[:, c], count))
     among = [CRITERIA.index(name) for name in averaged]
     if not among:
-        return (*found, Figure(None, why="no criterion that all captioners have"))
+        return (*found, Figure(None, why="it lacks a criterion that others have"))
     return (*found, _figure(float(mean[among].mean()), drawn[:, among].mean(axis=1), min(counts[c] for c in among)))
 
 

@@ -1,7 +1,7 @@
 """A multimodal model behind an OpenAI-compatible endpoint as the judge of captions.
 
     STORE/evaluate/<fingerprint>/judge.json       model and rubric, whole
-    STORE/evaluate/<fingerprint>/<digest>.jsonl   answers as they came, some at a time, never changed
+    STORE/evaluate/<fingerprint>/<time>.jsonl     answers as they came, never changed
 
 An answer is kept before it is understood: whether it is a refusal or no JSON is decided when it is read, so that
 nothing that was paid for is lost and a later version may read more. What was answered is not asked again; what the
@@ -10,17 +10,21 @@ endpoint failed on is.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import re
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.resources import files as resource_files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from curate.errors import CurateError, UsageError, nearest
 from curate.pictures import originals
@@ -34,15 +38,18 @@ from workers.picture import Limits
 from workers.quality import REFUSAL
 from workers.sentences import sentences
 
+log = logging.getLogger("curate.evaluate")
+
 VERSION = 1
 CRITERIA = rubrics.CRITERIA
 LABELS = ("supported", "contradicted", "not_visible", "subjective")
 SHIPPED = ("judge.v1",)
 FOLDER = "evaluate"
-AT_ONCE = 32  # answers that are published together: what a kill costs at most
-LONGEST_WAIT_S = 10.0  # or after so long
+AT_ONCE = 32  # answers that are one object of S3: what a kill costs there at most
+LONGEST_WAIT_S = 5.0  # or those of so long
 PICTURES = 16  # whose bytes are in memory
 IN_A_ROW = 20  # failures of the endpoint after which nothing more is asked
+READ = ("key", "row_id", "sentences", "reply", "finish", "error")  # of a kept line
 FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
 
 
@@ -235,6 +242,7 @@ class Judge:
             "max_side_px": settings.max_side_px,
         }
         self._folder = f"{FOLDER}/{self.fingerprint}"
+        self._journal = _Journal(store.files, self._folder)
         store.files.create(f"{self._folder}/judge.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
         self.kept.answers = _answers(store.files, self._folder)
 
@@ -248,26 +256,26 @@ class Judge:
     def ask(self, asks: Sequence[Ask], progress: Callable[[int], None] = lambda done: None) -> None:
         """Ask about those captions that have no answer yet; `requests` are in flight all the time.
 
-        Answers are on disk when this returns, or raises. Raises CurateError when the endpoint fails on many in a row.
+        `progress` is told of captions that need not be asked about, and of answers as they come. Answers are kept when
+        they come, whatever happens next. Raises CurateError when the endpoint fails on many in a row.
         """
         todo = {ask.key: ask for ask in asks if self._open(ask)}
         self.usage.kept += len({ask.key for ask in asks}) - len(todo)
+        progress(len(asks) - len(todo))
         waiting = self._prepared(list(todo.values()))
         running: set[Future[dict[str, Any]]] = set()
-        held: list[dict[str, Any]] = []
-        begun = flushed = time.monotonic()
+        begun = time.monotonic()
         failures = 0
         try:
-            with ThreadPoolExecutor(self.settings.requests) as pool:
+            with self._journal:
                 while True:
                     while len(running) < self.settings.requests and (task := next(waiting, None)):
-                        running.add(pool.submit(self._answer, *task))
+                        running.add(self.endpoint.submit(partial(self._answer, *task)))
                     if not running:
                         break
-                    done, running = wait(running, timeout=LONGEST_WAIT_S, return_when=FIRST_COMPLETED)
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         line = future.result()
-                        held.append(line)
                         self._count(line)
                         failures = failures + 1 if line["error"] else 0
                         if failures >= IN_A_ROW:
@@ -276,11 +284,14 @@ class Judge:
                                 f"{line['error']}; what was answered is kept, run again to go on"
                             )
                     progress(len(done))
-                    if len(held) >= AT_ONCE or (held and time.monotonic() - flushed > LONGEST_WAIT_S):
-                        held, flushed = self._publish(held), time.monotonic()
-        finally:  # after an interruption too: what was in flight has come by now
-            held += [f.result() for f in running if f.done() and not f.cancelled() and not f.exception()]
-            self._publish(held)
+        except KeyboardInterrupt:
+            log.warning(
+                "\nkeeping the answers that are under way (%d); Ctrl-C once more leaves them behind", len(running)
+            )
+            with self._journal:
+                wait(running, timeout=self.settings.timeout_s)
+            raise
+        finally:
             self.usage.seconds += time.monotonic() - begun
 
     def _open(self, ask: Ask) -> bool:
@@ -298,7 +309,13 @@ class Judge:
                 yield ask, data[ask.row_id]
 
     def _answer(self, ask: Ask, data: bytes | RowError) -> dict[str, Any]:
-        """The line that is kept: the answer as it came, or why there is none."""
+        """The line that is kept, when it has been: the answer as it came, or why there is none."""
+        line = self._asked(ask, data)
+        self._journal.add(line)
+        _put(self.kept.answers, line)
+        return line
+
+    def _asked(self, ask: Ask, data: bytes | RowError) -> dict[str, Any]:
         parts = sentences(ask.text)
         numbered = json.dumps({str(n): part for n, part in enumerate(parts, 1)}, ensure_ascii=False)
         line: dict[str, Any] = {
@@ -332,15 +349,69 @@ class Judge:
         self.usage.tokens_out += line["tokens_out"] or 0
         self.usage.uncounted += line["error"] is None and line["tokens_in"] is None
 
-    def _publish(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Put answers on disk; an empty list for the next ones."""
-        if lines:
-            data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-            at = f"{time.time_ns():020d}-{hashlib.sha256(data).hexdigest()[:12]}"
-            self.store.files.create(f"{self._folder}/{at}.jsonl", data)
-            for line in lines:
-                _put(self.kept.answers, line)
-        return []
+
+class _Journal:
+    """Answers of one judge on their way to disk, from any thread.
+
+    In a local store every answer is a line of a file the moment it comes: a kill loses none. An object of S3 is written
+    whole, so there answers wait for each other, at most AT_ONCE of them or LONGEST_WAIT_S. One process at a time: two
+    would pay for the same captions.
+    """
+
+    def __init__(self, files: Files, folder: str) -> None:
+        self.files = files
+        self.folder = folder
+        self._held: list[bytes] = []
+        self._since = 0.0
+        self._lock = threading.Lock()
+        self._file: IO[bytes] | None = None
+        self._turn: IO[bytes] | None = None
+
+    def __enter__(self) -> _Journal:
+        if (path := self.files.local(f"{self.folder}/lock")) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._turn = path.open("wb")
+            try:
+                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._turn.close()
+                raise UsageError(
+                    f"another curate evaluate is asking this judge about {self.files.uri}; let it end"
+                ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._flush()
+            for file in (self._file, self._turn):
+                if file:
+                    file.close()
+            self._file = self._turn = None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Keep one answer."""
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            path = self.files.local(self._name(data))
+            if path is not None:
+                if self._file is None:
+                    self._file = path.open("ab", buffering=0)
+                self._file.write(data)
+                return
+            if not self._held:
+                self._since = time.monotonic()
+            self._held.append(data)
+            if len(self._held) >= AT_ONCE or time.monotonic() - self._since > LONGEST_WAIT_S:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            data = b"".join(self._held)
+            self.files.create(self._name(data), data)
+            self._held = []
+
+    def _name(self, data: bytes) -> str:
+        return f"{self.folder}/{time.time_ns():020d}-{hashlib.sha256(data).hexdigest()[:12]}.jsonl"
 
 
 SCHEMA = {
@@ -379,16 +450,28 @@ def kept(files: Files) -> list[Kept]:
     found = []
     for path in sorted(files.list(FOLDER)):
         if path.endswith("/judge.json"):
-            facts, mark = json.loads(files.read(path)), path.split("/")[-2]
-            found.append(Kept(facts["model"], facts["name"], mark, _answers(files, f"{FOLDER}/{mark}")))
+            mark = path.split("/")[-2]
+            try:
+                facts = json.loads(files.read(path))
+                model, name = facts["model"], facts["name"]
+            except (ValueError, KeyError, TypeError):
+                raise CurateError(f"{files.uri}/{path} is damaged: bring it back, or move its folder away") from None
+            found.append(Kept(model, name, mark, _answers(files, f"{FOLDER}/{mark}")))
     return found
 
 
 def _answers(files: Files, folder: str) -> dict[str, dict[str, Any]]:
+    """Kept lines by key. The last line of a file may be half of one: power failed while it was written."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(path for path in files.list(folder) if path.endswith(".jsonl")):
-        for line in files.read(path).decode().splitlines():
-            _put(found, json.loads(line))
+        lines = files.read(path).splitlines(keepends=True)
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                _put(found, line | {name: line[name] for name in READ})
+            except (ValueError, KeyError, TypeError):
+                if number < len(lines) or text.endswith(b"\n"):
+                    raise CurateError(f"{files.uri}/{path}, line {number} is damaged: remove that line") from None
     return found
 
 

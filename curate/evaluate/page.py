@@ -71,14 +71,14 @@ def plot(block: Block, column: int) -> Any:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - 1) / 4, 1)
 
     height = ROW * len(block.lines) + 18
-    label = f"{COLUMNS[column]} by {block.by}"
+    label = f"{COLUMNS[column]} by {block.label}"
     out = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">']
     for tier in range(1, 6):
         out.append(f'<line x1="{x(tier)}" x2="{x(tier)}" y1="0" y2="{height - 16}"/>')
         out.append(f'<text class="soft" x="{x(tier)}" y="{height - 4}" text-anchor="middle">{tier}</text>')
     for number, line in enumerate(block.lines):
         y, figure = ROW * number + ROW // 2, line.figures[column]
-        name = line.captioner.label
+        name = line.captioner.name
         out.append(f'<text x="0" y="{y + 4}">{escape(name if len(name) < 20 else name[:18] + "…")}</text>')
         if figure.value is None:
             continue
@@ -113,18 +113,21 @@ def _examples(store: Store, outcome: Outcome, scorer: str) -> list[Example]:
     """The lowest means of each captioner by one judge, with what decided them."""
     labels = {line.captioner.key: line.captioner.label for block in outcome.blocks for line in block.lines}
     rows = store.rows(
-        f"SELECT e.row_id, e.fingerprint, e.language, c.text, e.found, {', '.join(f'e.{name}' for name in CRITERIA)} "
-        "FROM evaluations AS e JOIN captions AS c USING (row_id, fingerprint, language) "
+        "SELECT e.row_id, e.fingerprint, e.kind, e.language, c.text, e.found, "
+        f"{', '.join(f'e.{name}' for name in CRITERIA)} "
+        "FROM evaluations AS e JOIN captions AS c USING (row_id, fingerprint, kind, language) "
         "WHERE e.scorer = $1 AND e.mean IS NOT NULL AND e.mean < 5 QUALIFY row_number() OVER "
-        "(PARTITION BY e.fingerprint, e.language ORDER BY e.mean, md5(e.row_id)) <= $2 "
-        "ORDER BY e.language, e.fingerprint, e.mean, md5(e.row_id)", [scorer, EXAMPLES]
+        "(PARTITION BY e.fingerprint, e.kind, e.language ORDER BY e.mean, md5(e.row_id)) <= $2 "
+        "ORDER BY e.language, e.fingerprint, e.kind, e.mean, md5(e.row_id)", [scorer, EXAMPLES]
     )  # fmt: skip
     cells = pictures(store, [Cell(row[0], "") for row in rows], THUMB_PX)
     found = []
-    for cell, (_, mark, language, text, why, *values) in zip(cells, rows, strict=True):
+    for cell, (_, mark, kind, language, text, why, *values) in zip(cells, rows, strict=True):
         shown = [(n, f"{v:.1f}") for n, v in zip(CRITERIA, values, strict=True) if v is not None and n in AVERAGED]
         short = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " …"
         found.append(
-            Example(cell, labels.get((mark, language), mark), language, short, shown, why.split("; ") if why else [])
+            Example(
+                cell, labels.get((mark, kind, language), mark), language, short, shown, why.split("; ") if why else []
+            )
         )
     return found

@@ -12,7 +12,7 @@ from curate.rate.mirror import reader
 from curate.store.files import Files
 
 Key = tuple[str, str, str]
-"""row_id, fingerprint of the caption's version, language."""
+"""row_id, Captioner.item, language."""
 
 
 def votes(files: Files) -> dict[Key, dict[str, list[tuple[int, int]]]]:

@@ -15,6 +15,7 @@ None: nothing was measured that could decide. What was found stands beside the s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def score(
 ) -> Scores:
     """Score one caption of a row with the measurements `values` (NEEDS; what is missing or None was not measured).
 
-    `similarity` is the cosine of picture and caption; None judges correlation by the claims that were checked.
+    `similarity` is the cosine of picture and caption; None judges correlation by the claims that were checked, NaN not
+    at all.
     """
     checked = claims(text, language, values, lexicon)
     wrong = [claim for claim in checked if claim.so is False]
@@ -78,9 +80,12 @@ def score(
     measured = any(values.get(name) is not None for name in ("faces", "ocr_text", "colors"))
     named, missing = completeness(text, language, values, lexicon, taxonomy)
     opinions, opinion_share = opinion(text, language, lexicon)
-    if similarity is not None:
+    correlation: float | None
+    if similarity is not None and math.isnan(similarity):
+        correlation = None
+    elif similarity is not None:
         low, high = lexicon["correlation.similarity_low"], lexicon["correlation.similarity_high"]
-        correlation: float | None = scale((similarity - low) / (high - low))
+        correlation = scale((similarity - low) / (high - low))
     else:
         correlation = scale(1 - len(wrong) / len(decided)) if decided else None
     scores = (

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from curate.errors import UsageError
 from curate.evaluate import PROXIES, Outcome, compare
 from curate.evaluate.compare import COLUMNS, Block
 from curate.rate.agreement import Figure
+from curate.status import duration
 from curate.store import Store
 from curate.table import clean, cut
 
@@ -27,10 +29,11 @@ FIELDS = ("table", "scorer", "captioner", "language", "fingerprint", "against", 
 
 
 class Progress:
-    """Answers of the judge as they come, on one line of a terminal; silent elsewhere."""
+    """How far the judge is: one line of a terminal that changes, elsewhere a line a minute."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done = self.here = 0
+        self.begun = self.told = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -39,12 +42,20 @@ class Progress:
         if self.done and sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
 
-    def __call__(self, done: int) -> None:
-        """`done` more answers."""
+    def __call__(self, done: int, total: int) -> None:
+        """`done` captions more of `total` have been judged."""
+        now = time.monotonic()
+        self.here += done if self.done else 0  # the first call is of what was answered before
         self.done += done
+        text = f"judge: {self.done:,} of {total:,} captions"
+        if self.here >= 20:
+            text += f", {duration((now - self.begun) / self.here * (total - self.done))} left"
         if sys.stderr.isatty():
-            sys.stderr.write(f"\rjudge: {self.done:,} answers")
+            sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
+        elif now - self.told > 60:
+            sys.stderr.write(f"{text}\n")
+            self.told = now
 
 
 def show(store: Store, outcome: Outcome, console: Console | None = None) -> None:
@@ -57,13 +68,16 @@ def show(store: Store, outcome: Outcome, console: Console | None = None) -> None
     say(f"{outcome.pictures:,} pictures, {outcome.captions:,} captions; scores 1 to 5, ± half the 95 % interval")
     for block in outcome.blocks:
         say("")
-        say(_heads(block.by, HEADS))
+        for text in _heads(block.label, HEADS):
+            say(text)
         for line in block.lines:
-            say(_line(line.captioner.label, line.pictures, [_score(f) for f in line.figures]))
+            for text in _line(line.captioner.name, line.pictures, [_score(f, line.pictures) for f in line.figures]):
+                say(text)
         if block.differences:
-            say(_heads(f"  minus {block.differences[0].against.label}", ()))
+            say(f"  minus {clean(block.differences[0].against.name)}")
         for gap in block.differences:
-            say(_line(f"  {gap.captioner.label}", gap.pictures, [_gap(f) for f in gap.figures]))
+            for text in _line(f"  {gap.captioner.name}", gap.pictures, [_gap(f, gap.pictures) for f in gap.figures]):
+                say(text)
     say("")
     for note in notes(outcome):
         for wrapped in _wrapped(note, 79):
@@ -81,26 +95,27 @@ def show(store: Store, outcome: Outcome, console: Console | None = None) -> None
 
 def notes(outcome: Outcome) -> Iterator[str]:
     """What a reader of the tables must know."""
-    averaged = {block.averaged for block in outcome.blocks}
-    if averaged:
-        shown = " / ".join(", ".join(names) or "nothing that all have" for names in sorted(averaged))
-        yield f"mean: of {shown}. * the interval of a difference leaves out 0."
+    means: dict[tuple[str, ...], list[str]] = {}
+    for block in outcome.blocks:
+        means.setdefault(block.averaged, []).append(block.label)
+    for averaged, labels in means.items():
+        yield f"mean ({'; '.join(labels)}): of {', '.join(averaged) or 'nothing, since none have all'}."
+    yield "* the interval of a difference leaves out 0. ( ) of fewer than half of the pictures."
     bases = {"similarity": "cosine of picture and caption", "claims": "share of checked claims that hold"}
     for language, basis in outcome.correlation.items():
         yield f"{PROXIES}, correlation of {language}: {bases[basis]}."
     if any(line.captioner.engine == "facts" for block in outcome.blocks for line in block.lines if block.by == PROXIES):
         yield (
             "facts: these captions are composed of the measurements that the proxies check, so the proxies cannot "
-            "judge them; a judge or people can."
+            "judge them and they are not compared; a judge or people can."
         )
-    for block in outcome.blocks:
-        same = [
-            x.captioner.label
-            for x in block.lines
-            if x.captioner.model and block.by.startswith(f"judge {x.captioner.name}/")
-        ]
-        if same:
-            yield f"{block.by} judges itself ({', '.join(same)}): models prefer what they wrote; take another family."
+    for by in dict.fromkeys(block.by for block in outcome.blocks):
+        own = [
+            line.captioner.label for block in outcome.blocks if block.by == by for line in block.lines
+            if line.captioner.model and by.startswith(f"judge {line.captioner.name.partition('@')[0]}/")
+        ]  # fmt: skip
+        if own:
+            yield f"{by} judges itself ({', '.join(own)}): models prefer what they wrote; take another family."
     for name, reasons in outcome.unscored.items():
         yield (
             f"{name}: without scores: "
@@ -129,28 +144,40 @@ def _agreement(outcome: Outcome, say: Callable[[str], None]) -> None:
                 say(wrapped)
 
 
-def _heads(name: str, heads: Sequence[str]) -> str:
-    return _fitted(name, LABEL + COUNT) + "".join(head.rjust(CELL) for head in heads)
+def _heads(name: str, heads: Sequence[str]) -> list[str]:
+    return _beside(name, LABEL + COUNT, "".join(head.rjust(CELL) for head in heads))
+
+
+def _beside(name: str, width: int, cells: str) -> list[str]:
+    """A name and its cells in a line, or in two when the name is long: two names must not look alike."""
+    shown = clean(name)
+    if cell_len(shown) < width:
+        return [set_cell_size(shown, width) + cells]
+    return [shown, " " * width + cells]
 
 
 def _fitted(text: str, width: int) -> str:
     return set_cell_size(cut(clean(text), width - 1), width)
 
 
-def _line(name: str, count: int, cells: Sequence[str]) -> str:
+def _line(name: str, count: int, cells: Sequence[str]) -> list[str]:
     shown = f"{count:,}" if count < 1_000_000 else f"{count / 1e6:.1f}M"
-    return _fitted(name, LABEL) + shown.rjust(COUNT) + "".join(cell.rjust(CELL) for cell in cells)
+    return _beside(name, LABEL, shown.rjust(COUNT) + "".join(cell.rjust(CELL) for cell in cells))
 
 
-def _score(figure: Figure) -> str:
+def _score(figure: Figure, pictures: int) -> str:
     if figure.value is None:
         return "–"
+    if 2 * figure.count < pictures:
+        return f"({figure.value:.2f})"
     return f"{figure.value:.2f}" + _half(figure)
 
 
-def _gap(figure: Figure) -> str:
+def _gap(figure: Figure, pictures: int) -> str:
     if figure.value is None:
         return "–"
+    if 2 * figure.count < pictures:
+        return f"({figure.value:+.2f})"
     star = "*" if figure.low is not None and figure.high is not None and (figure.low > 0 or figure.high < 0) else ""
     return f"{figure.value:+.2f}{star}"
 

@@ -385,13 +385,13 @@ def _captions(store: Store, plan: Plan, images: Sequence[dict[str, Any]]) -> lis
     wanted = {captioner.key: captioner for captioner in captioners(store, plan.captioners)}
     texts: dict[str, list[tuple[str, str, str]]] = {}
     rows = store.rows(
-        "SELECT row_id, fingerprint, language, text FROM captions WHERE row_id IN (SELECT unnest($1::VARCHAR[])) "
-        "AND trim(text) <> '' ORDER BY row_id, fingerprint, language",
+        "SELECT row_id, fingerprint, kind, language, text FROM captions WHERE row_id IN (SELECT unnest($1::VARCHAR[])) "
+        "AND trim(text) <> '' ORDER BY row_id, fingerprint, kind, language",
         [[image["row_id"] for image in images]],
     )
-    for row_id, mark, language, text in rows:
-        if (mark, language) in wanted:
-            texts.setdefault(row_id, []).append((mark, language, text))
+    for row_id, mark, kind, language, text in rows:
+        if (mark, kind, language) in wanted:
+            texts.setdefault(row_id, []).append((wanted[mark, kind, language].item, language, text))
     if not texts:
         raise UsageError("none of these images has a caption to rate; see: curate sql STORE 'from captions'")
     found, last = [], max((image["cluster"] for image in images), default=0)
@@ -399,10 +399,10 @@ def _captions(store: Store, plan: Plan, images: Sequence[dict[str, Any]]) -> lis
         for place, image in enumerate(images):
             own = texts.get(image["row_id"], [])
             if turn < len(own):
-                mark, language, text = own[(int(image["sha256"][:8], 16) + turn) % len(own)]
+                item, language, text = own[(int(image["sha256"][:8], 16) + turn) % len(own)]
                 shown = {"caption_raw": None, "caption_en": None, "caption_zh": None, f"caption_{language}": text}
                 cluster = image["cluster"] or last + 1 + place  # captions of one picture come well apart
-                found.append({**image, **shown, "sha256": f"{image['sha256']}/{mark}", "cluster": cluster})
+                found.append({**image, **shown, "sha256": f"{image['sha256']}/{item}", "cluster": cluster})
     return found
 
 

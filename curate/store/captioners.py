@@ -1,4 +1,4 @@
-"""Who wrote the captions of a store: the raw ones, and every version of every captioner and translator.
+"""Who wrote the captions of a store: the raw ones, and every version of every captioner and translator, of posters too.
 
 for captioner in captioners(store): print(captioner.label, captioner.captions)
 """
@@ -13,18 +13,21 @@ from dataclasses import dataclass, replace
 from curate.errors import UsageError
 from curate.store import Store
 
+KINDS = ["raw", "translated", "synthetic", "poster"]
+
 
 @dataclass(frozen=True)
 class Captioner:
-    """One version of what writes captions in one language. A translator is named with the captioner before it."""
+    """One version of what writes captions of one kind and language. A translator is named with what it translated."""
 
     fingerprint: str
     """Of the operator's version; that of `input` for raw captions."""
     kind: str
+    """raw, translated (a raw caption), synthetic, poster."""
     language: str
     name: str
-    """`raw`, the model's name (of a path the last part), or `captioner > translator`; with `@` and the beginning of
-    the fingerprint where several versions have one name."""
+    """`raw`, the model's name (of a path the last part), `captioner > translator`, `raw > translator` or `captioner
+    poster`; with `@` and the beginning of the fingerprint where several versions have one name."""
     engine: str | None
     model: str | None
     active: bool
@@ -38,9 +41,15 @@ class Captioner:
         return f"{self.name}/{self.language}"
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, str]:
         """What tells it from all others."""
-        return self.fingerprint, self.language
+        return self.fingerprint, self.kind, self.language
+
+    @property
+    def item(self) -> str:
+        """Its part of the name of a caption that is rated, after that of the picture."""
+        plain = self.kind in ("raw", "synthetic")
+        return self.fingerprint if plain else f"{self.fingerprint}/{self.kind}-{self.language}"
 
 
 def captioners(store: Store, wanted: Sequence[str] = ()) -> list[Captioner]:
@@ -52,8 +61,9 @@ def captioners(store: Store, wanted: Sequence[str] = ()) -> list[Captioner]:
     pairs = _together(store)
     rows = store.rows(
         "SELECT fingerprint, kind, language, engine, model, active, count(*) FROM captions "
-        "WHERE kind = 'synthetic' OR active GROUP BY ALL ORDER BY kind, language, active DESC, fingerprint"
+        "WHERE kind <> 'raw' OR active GROUP BY ALL"
     )
+    rows.sort(key=lambda row: (row[2], KINDS.index(row[1]), not row[5], row[0]))
     names = {row[0]: _name(row[4] or row[3]) for row in rows if row[1] == "synthetic" and row[2] == "en"}
     found = []
     for mark, kind, language, engine, model, active, count in rows:
@@ -61,7 +71,12 @@ def captioners(store: Store, wanted: Sequence[str] = ()) -> list[Captioner]:
         before = names.get(pairs.get(mark, {}).get("caption", ""))
         if kind == "synthetic" and language == "zh" and before and before != name:
             name = f"{before} > {name}"
-        similar = pairs.get(mark, {}).get("similarity") if language == "en" or kind == "raw" else None
+        elif kind == "translated":
+            name = f"raw > {name}"
+        elif kind == "poster":
+            name = f"{before or name} poster"
+        compared = kind == "raw" or (kind == "synthetic" and language == "en")
+        similar = pairs.get(mark, {}).get("similarity") if compared else None
         found.append(Captioner(mark, kind, language, name, engine, model, active, count, similar))
     several = Counter(captioner.label for captioner in found)
     found = [replace(c, name=f"{c.name}@{c.fingerprint[:4]}") if several[c.label] > 1 else c for c in found]
@@ -98,7 +113,7 @@ def _together(store: Store) -> dict[str, dict[str, str]]:
     for path in sorted(paths, key=lambda path: path.split("/")[1]):
         versions = json.loads(store.files.read(path)).get("versions", [])
         run = {version["operator"]: version["fingerprint"] for version in versions}
-        for operator in ("input", "caption", "translate"):
+        for operator in ("input", "caption", "translate", "poster"):
             if operator in run:
                 found[run[operator]] = run
     return found

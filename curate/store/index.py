@@ -486,10 +486,16 @@ def _caption_selects(active: Mapping[str, str]) -> Iterator[str]:
         "AS language, caption_raw AS text, NULL::VARCHAR AS engine, NULL::VARCHAR AS model, NULL::VARCHAR AS revision"
     )
     yield from _both("input", raw, "caption_raw IS NOT NULL", active)
-    for operator, language in (("caption", "en"), ("translate", "zh")):
-        known = ", ".join(f"{operator}_{fact}" for fact in ("engine", "model", "revision"))
-        synthetic = f"_id, 'synthetic', '{language}', caption_{language}, {known}"
-        yield from _both(operator, synthetic, f"caption_{language} IS NOT NULL", active)
+    translator = "translate_engine, translate_model, translate_revision"
+    for operator, kind, language, column, known in (
+        ("caption", "synthetic", "en", "caption_en", "caption_engine, caption_model, caption_revision"),
+        ("translate", "synthetic", "zh", "caption_zh", translator),
+        ("translate", "translated", "en", "caption_raw_en", translator),
+        ("translate", "translated", "zh", "caption_raw_zh", translator),
+        ("poster", "poster", "en", "poster_caption_en", "poster_engine, NULL, NULL"),
+        ("poster", "poster", "zh", "poster_caption_zh", "poster_engine, NULL, NULL"),
+    ):
+        yield from _both(operator, f"_id, '{kind}', '{language}', {column}, {known}", f"{column} IS NOT NULL", active)
 
 
 def _score_selects(active: Mapping[str, str]) -> Iterator[str]:
