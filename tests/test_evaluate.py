@@ -706,6 +706,17 @@ def test_kappa_has_an_interval_over_pictures_and_is_undefined_in_words() -> None
     assert str(compare.kappa([0, 1], [5, 5], [5, 5])) == "undefined: no variation: both gave the same score throughout"
 
 
+def test_the_interval_of_alpha_is_over_pictures_whose_captions_are_no_independent_sample() -> None:
+    random = np.random.default_rng(2)
+    score = np.repeat(random.integers(1, 6, 40), 10)  # a picture's five captions, two raters each, fare alike
+    score[1::2] = np.repeat(np.clip(score[::10] + random.integers(-2, 3, 40), 1, 5), 5)
+    caption, picture = np.arange(400) // 2, np.arange(400) // 10
+    alone, together = (compare.agreement.alpha(caption, score, cluster=c) for c in (None, picture))
+    assert alone.value == together.value
+    assert alone.count == together.count == 200
+    assert (together.high or 0) - (together.low or 0) > 1.5 * ((alone.high or 0) - (alone.low or 0))
+
+
 @pytest.mark.parametrize(
     ("judge_kappa", "count", "words"),
     [(0.62, 300, "as people do"), (0.60, 300, "less than people do"), (0.9, 299, "too few captions to say"),

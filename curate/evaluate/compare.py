@@ -187,7 +187,7 @@ def agree(scores: dict[str, Scores], people: Scores, votes: Votes, seed: int = 0
         among = kappa(np.asarray(order, np.int64), [p[1] for p in pairs], [p[2] for p in pairs], seed)
         if among.value is None and not pairs:
             among = Figure(None, why="no caption has two ratings")
-        whole = agreement.alpha(caption, score, seed=seed)
+        whole = agreement.alpha(caption, score, cluster=picture, seed=seed)
         if whole.value is None and not whole.count:
             whole = Figure(None, why="no caption has two ratings")
         found.append(Agreement(name, judges, among, whole))

@@ -44,23 +44,41 @@ class Figure:
         return f"{self.value:.3f}{interval} (n = {self.count})"
 
 
-def alpha(image: npt.ArrayLike, tier: npt.ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Figure:
+def alpha(
+    image: npt.ArrayLike,
+    tier: npt.ArrayLike,
+    *,
+    cluster: npt.ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Figure:
     """Krippendorff's ordinal alpha of ratings, with a bootstrap interval over images.
 
     `image` and `tier` have one entry a rating; any number of raters may miss any image. Images rated once do not count.
+    `cluster`, one entry a rating too, names what is drawn together: the picture of several captions.
     """
     table = unit_table(image, tier)
-    table = table[table.sum(axis=1) >= 2]
+    often = table.sum(axis=1) >= 2
+    _, first = np.unique(np.asarray(image), return_index=True)
+    belongs = np.unique(
+        (np.asarray(image) if cluster is None else np.asarray(cluster))[first][often], return_inverse=True
+    )[1]
+    together = np.split(np.argsort(belongs, kind="stable"), np.cumsum(np.bincount(belongs))[:-1]) if often.any() else []
+    table = table[often]
     pairs = len(table)
     if not pairs:
         return Figure(None, why="no image has two ratings")
     value = _alpha(table)
     if value is None:
         return Figure(None, count=pairs, why="no variation: every rating is the same")
-    if pairs < LEAST_IMAGES or not draws:
+    count = len(together)
+    if count < LEAST_IMAGES or not draws:
         return Figure(value, count=pairs)
     draw = np.random.default_rng(seed)
-    found = [_alpha(table[draw.integers(0, pairs, pairs)]) for _ in range(draws)]
+    found = []
+    for _ in range(draws):
+        drawn = draw.integers(0, count, count)
+        found.append(_alpha(table[drawn if count == pairs else np.concatenate([together[at] for at in drawn])]))
     kept = [f for f in found if f is not None]
     if len(kept) < draws / 2:
         return Figure(value, count=pairs)
