@@ -6,6 +6,9 @@ median luminance of its ink against the median of the ring around it, and must h
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -39,17 +42,23 @@ def contrasts(drawn: Rendered) -> list[float]:
     quads = np.stack([glyph.quad for glyph in drawn.glyphs])
     low = np.maximum(0, quads.min(1).astype(int) - 2)
     high = np.minimum(drawn.ink.shape[::-1], quads.max(1).astype(int) + 3)
-    (left, top), (right, bottom) = low.min(0).tolist(), high.max(0).tolist()
-    ink = drawn.ink[top:bottom, left:right]
-    ring = (cv2.dilate(ink, NEAR) <= 16) & (cv2.dilate(ink, RING) > 64)
-    lights = luminances(drawn.rgb[top:bottom, left:right])
-    found = []
-    for x0, y0, x1, y1 in np.concatenate([low - (left, top), high - (left, top)], 1).tolist():
-        cut = slice(y0, y1), slice(x0, x1)
-        light, cover = lights[cut], ink[cut]
-        core = light[cover >= CORE * max(1, int(cover.max()))]
-        around = light[ring[cut]]
-        found.append(ratio(_median(core), _median(around)) if core.size and around.size else 1.0)
+    boxes = np.concatenate([low, high], 1)
+    found: list[float] = []
+    ends = [
+        number for number, glyph in enumerate(drawn.glyphs) if number and glyph.line != drawn.glyphs[number - 1].line
+    ]
+    for start, end in pairwise([0, *ends, len(boxes)]):
+        # Line by line: most of a picture lies around none.
+        (left, top), (right, bottom) = low[start:end].min(0).tolist(), high[start:end].max(0).tolist()
+        ink = drawn.ink[top:bottom, left:right]
+        ring = cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)
+        ring = cv2.compare(cv2.dilate(ink, NEAR), 16, cv2.CMP_LE) & ring
+        lights = luminances(drawn.rgb[top:bottom, left:right])
+        for x0, y0, x1, y1 in (boxes[start:end] - (left, top, left, top)).tolist():
+            light, cover = lights[y0:y1, x0:x1], ink[y0:y1, x0:x1]
+            core = light[cover >= math.ceil(CORE * max(1, int(cover.max())))]
+            around = light[ring[y0:y1, x0:x1].view(np.bool_)]
+            found.append(ratio(_median(core), _median(around)) if core.size and around.size else 1.0)
     return found
 
 

@@ -15,16 +15,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from curate.synth.canvas import Bytes, Glyph, Quad, Reals, Sheet, blend, moved, shine
+from curate.synth.canvas import Bytes, Glyph, Quad, Sheet, blend, moved, shine, soft
+from curate.synth.colors import RGB
 from curate.synth.fonts import Face, opened
 from curate.synth.spec import colored
 
 PITCH = 1.06  # of vertical lines, in units of the size
+# Chinese characters are drawn by FreeType in one size and scaled from there: of the 14 glyphs of a picture one in eight
+# has been drawn before in its own size, nine in ten have been in some size. Pillow takes 0.05 to 0.5 ms for a glyph,
+# which it loads three times; scaling takes 0.02 ms. One glyph in a hundred is larger and drawn in its size.
+MASTER_PX = 72
+LARGEST_PX = 96  # scaled up to this; nobody sees the softer edge
+MASTERS = 24_576  # kept in a process, at most; 4 kB each
+
+Drawing = tuple[Bytes, float, float]  # coverage 0..255, and where its corner lies from the origin on the baseline, px
 
 
 @lru_cache(4096)
 def _middle(path: str, index: int, px: int) -> float:
     """How far the middle of 国 lies below the baseline (negative: above it), px."""
+    if px <= LARGEST_PX and px != MASTER_PX:
+        return _middle(path, index, MASTER_PX) * px / MASTER_PX
     _, top, _, bottom = opened(path, index, px).getbbox("国", anchor="ls")
     return (top + bottom) / 2
 
@@ -36,12 +47,26 @@ def _advance(path: str, index: int, px: int, character: str) -> float:
     return float(opened(path, index, px).getlength(character))
 
 
-@lru_cache(8192)
-def _bitmap(path: str, index: int, px: int, character: str) -> tuple[Bytes, int, int]:
-    """Coverage of a character 0..255, and the offset of its corner from the origin on the baseline."""
+def _glyph(path: str, index: int, px: int, character: str) -> Drawing:
+    """A character at a size. Latin ones are drawn in it, so that they keep their common baseline; large ones too."""
+    if px > LARGEST_PX or character <= "\u2e7f":
+        return _exact(path, index, px, character)
+    bits, left, top = _master(path, index, MASTER_PX, character)
+    share = px / MASTER_PX
+    high, wide = bits.shape
+    size = max(1, round(wide * share)), max(1, round(high * share))
+    way = cv2.INTER_AREA if 2 * px < MASTER_PX else cv2.INTER_LINEAR  # the latter in half the time
+    return np.asarray(cv2.resize(bits, size, interpolation=way), np.uint8), left * share, top * share
+
+
+def _drawn(path: str, index: int, px: int, character: str) -> Drawing:
     mask, (left, top) = opened(path, index, px).getmask2(character, "L", anchor="ls")
     # `bytes(mask)` goes through Python's sequence protocol: 56 us a glyph where this takes 19.
-    return np.asarray(Image.Image()._new(mask)), int(left), int(top)
+    return np.asarray(Image.Image()._new(mask)), left, top
+
+
+_master = lru_cache(MASTERS)(_drawn)
+_exact = lru_cache(4096)(_drawn)
 
 
 def _places(line: dict[str, Any], face: Face) -> list[tuple[str, float, float, float, float]]:
@@ -71,8 +96,8 @@ def _places(line: dict[str, Any], face: Face) -> list[tuple[str, float, float, f
     return places
 
 
-def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Reals | None) -> None:
-    """Draw a line of text with its effects; remember its quads."""
+def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Bytes | None) -> None:
+    """Draw a line of text with its effects; remember its quads. `shade` is the light on it in 128ths."""
     px = line["s"]
     high, wide = sheet.rgb.shape[:2]
     places = _places(line, face)
@@ -85,25 +110,30 @@ def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Reals | None
         sheet.overlap = True
         return
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    number = len(sheet.lines)
-    cells = []
+    boxes, middles = [], []
+    drawn = []
     for character, cx, cy, angle, advance in places:
-        bits, left, top = _bitmap(face.path, face.index, px, character)
+        bits, left, top = _glyph(face.path, face.index, px, character)
         # The origin of the glyph, seen from the middle of its cell.
-        ox, oy = -advance / 2 + left, -middle + top
-        if angle:
-            ox, oy = _paste_turned(mask, bits, (cx - x0, cy - y0), (ox, oy), angle)
-        else:
-            ix, iy = round(cx + ox), round(cy + oy)
-            _paste(mask, bits, ix - x0, iy - y0)
-            cx, cy = ix - ox, iy - oy  # where rounding to whole pixels has put the middle
-        cell = _cell(bits, (ox, oy), advance, px, (cx, cy), angle)
-        cells.append(cell)
+        ox, oy = left - advance / 2, top - middle
         if bits.size:
-            sheet.glyphs.append(Glyph(character, number, cell))
-            if sheet.labels is not None:
-                _label(sheet.labels, bits, (cx, cy), (ox, oy), angle, len(sheet.glyphs))
-    sheet.lines.append(_around(cells) if "arc" in line else _line_quad(cells, line["d"] == "v"))
+            if angle:
+                pasted, ix, iy = _turned(bits, (cx, cy), (ox, oy), angle)
+            else:
+                pasted, ix, iy = bits, round(cx + ox), round(cy + oy)
+                cx, cy = ix - ox, iy - oy  # where rounding to whole pixels has put the middle
+            _paste(mask, pasted, ix - x0, iy - y0)
+            drawn.append((len(boxes), character, pasted, ix, iy))
+        across, down = bits.shape[1], bits.shape[0]
+        boxes.append((min(-advance / 2, ox), min(-px / 2, oy), max(advance / 2, ox + across), max(px / 2, oy + down)))
+        middles.append((cx, cy))
+    cells = _cells(boxes, middles, [place[3] for place in places])
+    number = len(sheet.lines)
+    for at, character, pasted, ix, iy in drawn:
+        sheet.glyphs.append(Glyph(character, number, cells[at]))
+        if sheet.labels is not None:
+            _label(sheet.labels, pasted, ix, iy, len(sheet.glyphs))
+    sheet.lines.append(_turned_quad(cells) if "turn" in line else _around(cells))
     ink = sheet.ink[y0:y1, x0:x1]
     if int(cv2.min(ink, mask).max(initial=0)) > 64:
         sheet.overlap = True
@@ -153,54 +183,32 @@ def _turned(
     return np.asarray(turned, np.uint8), left, top
 
 
-def _paste_turned(
-    mask: Bytes, bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float
-) -> tuple[float, float]:
-    if bits.size:
-        turned, left, top = _turned(bits, middle, offset, angle)
-        _paste(mask, turned, left, top)
-    return offset
-
-
-def _label(
-    labels: npt.NDArray[np.uint16], bits: Bytes, middle: tuple[float, float], offset: tuple[float, float], angle: float,
-    number: int,
-) -> None:  # fmt: skip
-    if angle:
-        bits, x, y = _turned(bits, middle, offset, angle)
-    else:
-        x, y = round(middle[0] + offset[0]), round(middle[1] + offset[1])
+def _label(labels: npt.NDArray[np.uint16], bits: Bytes, x: int, y: int, number: int) -> None:
     high, wide = bits.shape
     a, b, c, d = max(0, x), max(0, y), min(labels.shape[1], x + wide), min(labels.shape[0], y + high)
     if c > a and d > b:
-        on = labels[b:d, a:c]
-        on[bits[b - y : d - y, a - x : c - x] > 48] = number
+        labels[b:d, a:c][bits[b - y : d - y, a - x : c - x] > 48] = number
 
 
-def _cell(
-    bits: Bytes, offset: tuple[float, float], advance: float, px: int, middle: tuple[float, float], angle: float
+def _cells(
+    boxes: list[tuple[float, float, float, float]], middles: list[tuple[float, float]], angles: list[float]
 ) -> Quad:
-    """The quad of a glyph: its cell, grown to hold its ink."""
-    left, right, top, bottom = -advance / 2, advance / 2, -px / 2, px / 2
-    if bits.size:
-        left, right = min(left, offset[0]), max(right, offset[0] + bits.shape[1])
-        top, bottom = min(top, offset[1]), max(bottom, offset[1] + bits.shape[0])
-    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
-    if angle:
-        cos, sin = math.cos(angle), math.sin(angle)
-        corners = corners @ np.array([[cos, sin], [-sin, cos]], np.float32)
-    return np.asarray(corners + np.array(middle, np.float32), np.float32)
+    """The quads of glyphs, (n, 4, 2): cells, grown to hold their ink, turned around their middles."""
+    corners = np.array(boxes, np.float32)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    if any(angles):
+        cos, sin = np.cos(angles, dtype=np.float32), np.sin(angles, dtype=np.float32)
+        corners = corners @ np.stack([cos, sin, -sin, cos], 1).reshape(-1, 2, 2)
+    return np.asarray(corners + np.array(middles, np.float32)[:, None], np.float32)
 
 
-def _line_quad(cells: list[Quad], vertical: bool) -> Quad:
-    """The quad of a straight line, from its first to its last cell; it grows where a cell in between is higher."""
+def _turned_quad(cells: Quad) -> Quad:
+    """The quad of a turned line, from its first to its last cell; it grows where a cell in between is higher."""
     first, last = cells[0], cells[-1]
-    ends = [first[0], first[1], last[2], last[3]] if vertical else [first[0], last[1], last[2], first[3]]
-    quad = np.array(ends, np.float32)
+    quad = np.array([first[0], last[1], last[2], first[3]], np.float32)
     down = quad[3] - quad[0]
     across = quad[1] - quad[0]
     # In the frame of the quad: how far cells go beyond its sides.
-    points = np.concatenate(cells) - quad[0]
+    points = cells.reshape(-1, 2) - quad[0]
     area = float(across[0] * down[1] - across[1] * down[0])
     along = (points[:, 0] * down[1] - points[:, 1] * down[0]) / area
     below = (across[0] * points[:, 1] - across[1] * points[:, 0]) / area
@@ -209,34 +217,26 @@ def _line_quad(cells: list[Quad], vertical: bool) -> Quad:
     return np.array([quad[0] + x * across + y * down for x, y in corners], np.float32)
 
 
-def _around(cells: list[Quad]) -> Quad:
-    """The upright box around the cells of a bent line."""
-    points = np.concatenate(cells)
-    low, high = points.min(0), points.max(0)
-    return np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]], np.float32)
+def _around(cells: Quad) -> Quad:
+    """The upright box around the cells of a line that is level, upright or bent."""
+    (left, top), (right, bottom) = cells.min((0, 1)), cells.max((0, 1))
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
-def _paint(rgb: Bytes, mask: Bytes, line: dict[str, Any], shade: Reals | None) -> None:
+def _paint(rgb: Bytes, mask: Bytes, line: dict[str, Any], shade: Bytes | None) -> None:
     """Lay the colour of a line over the pixels, in the order shadow, glow, outline, ink."""
     if "sh" in line:
         dx, dy, blur, percent = line["sh"]
-        soft = moved(np.asarray(cv2.GaussianBlur(mask, (0, 0), blur), np.uint8), dx, dy)
-        blend(rgb, soft, (0, 0, 0), percent / 100)
+        blend(rgb, moved(soft(mask, blur), dx, dy), (0, 0, 0), percent / 100)
     if "glow" in line:
         shine(rgb, mask, colored(line["glow"]), line["s"] / 7)
     if "out" in line:
         width, edge = line["out"]
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
         blend(rgb, np.asarray(cv2.dilate(mask, kernel), np.uint8), colored(edge))
-    if "grad" not in line and shade is None:
-        blend(rgb, mask, colored(line["c"]))
-        return
-    first = np.array(colored(line["c"]), np.float32)
-    color = np.broadcast_to(first, rgb.shape)
+    color: RGB | Bytes = colored(line["c"])
     if "grad" in line:
-        last = np.array(colored(line["grad"]), np.float32)
+        a, b = np.array(color, np.float32), np.array(colored(line["grad"]), np.float32)
         share = np.clip((np.arange(mask.shape[0], dtype=np.float32) / mask.shape[0] - 0.25) * 2, 0, 1)
-        color = np.broadcast_to((first + (last - first) * share[:, None])[:, None, :], rgb.shape)
-    if shade is not None:
-        color = np.minimum(color * shade[..., None], 255)
-    blend(rgb, mask, color.astype(np.uint8))
+        color = np.repeat((a + (b - a) * share[:, None]).astype(np.uint8)[:, None], mask.shape[1], axis=1)
+    blend(rgb, mask, color, light=shade)

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from curate.synth.canvas import Bytes, Glyph, Quad, Reals, Sheet, blank, lit
+from curate.synth.canvas import Bytes, Glyph, Quad, Reals, Sheet, blank, lit, spread
 from curate.synth.fonts import Face
-from curate.synth.grounds import draw_ground, grained, shading
+from curate.synth.grounds import draw_ground, grain, shading
 from curate.synth.lines import set_line
 from curate.synth.planes import lay
 from curate.synth.shapes import draw_shape
@@ -52,12 +52,12 @@ def render(spec: Spec, world: World, trace: bool = False) -> Rendered:
         _draw(spec, sheet, world, shading(sheet.rgb) if spec["say"].get("shaded") else None)
     out = sheet.rgb
     if "lamp" in spec:
-        out = lit(out, _lamp(*spec["lamp"]))
-    grain, x, y, blur, _ = spec["finish"]
+        out = lit(out, spread(_lamp(*spec["lamp"]), width, height))
+    strength, x, y, blur, _ = spec["finish"]
     if blur:
         out = np.asarray(cv2.GaussianBlur(out, (3, 3), blur / 10), np.uint8)
-    if grain:
-        out = grained(out, grain, x, y)
+    if strength:
+        grain(out, strength, x, y)
     return Rendered(out, sheet.ink, sheet.glyphs, sheet.lines, sheet.overlap, sheet.labels)
 
 
@@ -78,7 +78,7 @@ def clean(text: str, face: Face, px: int) -> Rendered:
     return Rendered(sheet.rgb, sheet.ink, sheet.glyphs, sheet.lines, sheet.overlap)
 
 
-def _draw(spec: Spec, sheet: Sheet, world: World, shade: Reals | None) -> None:
+def _draw(spec: Spec, sheet: Sheet, world: World, shade: Bytes | None) -> None:
     for shape in spec["shapes"]:
         draw_shape(sheet.rgb, shape)
     for line in spec["lines"]:

@@ -26,9 +26,10 @@ from curate.synth.fonts import Face
 from curate.synth.photographs import Photograph, Photographs
 from curate.synth.words import Lexicon, Words
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 REUSE = 4  # consecutive samples share a photograph, so that each is decoded once for four pictures
 ATTEMPTS = 8
+LEAST_CROP = 0.78  # of a photograph's side: its caption shall still be true
 SHEETS = ("paper", "wood", "cloth", "metal")  # materials of the shape `sheet`, by number
 PAPER, WOOD, CLOTH, METAL = range(4)
 
@@ -118,7 +119,7 @@ def draw_spec(world: World, seed: int, index: int, attempt: int = 0) -> Spec:
     blur = draw.whole(3, 6) if draw.chance(0.3) else 0
     quality = min(100, max(1, world.synth.quality + draw.whole(-4, 3)))
     spec["finish"] = [draw.whole(0, 4), draw.whole(0, 511), draw.whole(0, 511), blur, quality]
-    for line in page.lines:
+    for line in page.lines if world.quarantine else ():
         if cell(spec, line, world.by_id[line["f"]]) in world.quarantine:
             raise Unfit("quarantined")
     return spec
@@ -293,10 +294,16 @@ class Page:
         return crop
 
     def crop(self) -> tuple[int, int, int, int]:
-        """A part of the photograph in the picture's aspect, over 3/4 of the largest one: left, top, width, height."""
+        """A part of the photograph in the picture's aspect, over 3/4 of the largest one: left, top, width, height.
+
+        Three of four are cut out as they are, where the photograph is large enough: sharp, and nothing to compute.
+        """
         assert self.photograph is not None
         wide, high = self.photograph.width, self.photograph.height
-        scale = min(wide / self.width, high / self.height) * self.draw.real(0.78, 1.0)
+        most = min(wide / self.width, high / self.height)
+        scale = most * self.draw.real(LEAST_CROP, 1.0)
+        if self.draw.chance(0.75) and 1 <= most <= 1 / LEAST_CROP:
+            scale = 1
         width, height = int(self.width * scale), int(self.height * scale)
         return self.draw.whole(0, wide - width), self.draw.whole(0, high - height), width, height
 
