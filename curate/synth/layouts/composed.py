@@ -23,19 +23,19 @@ def on_photograph(page: Page) -> None:
     texts = page.words.lines([(2, 7)] * count) if vertical else page.sprinkled(page.words.lines([(3, 8)] * count), 9)
     face = page.able(page.face(bold=True if style == "bare" and draw.chance(0.5) else None), *texts)
     width, height, px, pitch = block(page, texts, face, vertical)
-    pad = 0 if style == "bare" else round(px * draw.real(0.3, 0.7))
+    pad = round(px * (0.35 if style == "bare" else draw.real(0.3, 0.7)))  # bare text may need a panel after all
     wide, high = width + 2 * pad, height + 2 * pad
     if wide > 0.94 * page.width or high > 0.94 * page.height:
         raise Unfit("too_large")
     left, top = page.region(crop, wide, high)
     middle = (left + wide / 2, top + high / 2)
+    if style == "bare":
+        alone = left + pad, top + pad, width, height
+        if readable(INKS, page.under(alone, crop)):
+            left, top, wide, high = alone
+        else:
+            style = "panel"
     dark, light = page.under((left, top, wide, high), crop)
-    if style == "bare" and not readable(INKS, (dark, light)):
-        style, pad = "panel", round(0.35 * px)
-        right, bottom = min(page.width, left + wide + pad), min(page.height, top + high + pad)
-        left, top = max(0, left - pad), max(0, top - pad)
-        wide, high = right - left, bottom - top
-        dark, light = page.under((left, top, wide, high), crop)
     page.layout = style
     if style == "bare":
         inks = readable(INKS, (dark, light))

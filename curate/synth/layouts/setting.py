@@ -71,7 +71,10 @@ def arc(page: Page, face: Face, ink: RGB, inks: tuple[RGB, ...]) -> None:
     page.line(bent, face, px, ink, at, "line", "h", effects={"arc": radius, "gap": min(gap, px // 2)})
     if straight:
         small = page.fit(straight, face, 0.6 * w, 0.11 * h)
-        rows(page, straight, face, small, ink, (w / 2, 0.64 * h), 1.4 * small, "c", {})
+        half = ((len(bent) - 1) * min(gap, px // 2) + len(bent) * px) / radius / 2
+        ends = at[1] + radius * (1 - math.cos(half)) + 0.6 * px  # where the first and the last glyph end
+        middle = max(0.64 * h, ends + (0.75 + 0.7 * (len(straight) - 1)) * small)
+        rows(page, straight, face, small, ink, (w / 2, middle), 1.4 * small, "c", {})
 
 
 def effects(page: Page, px: int, ink: RGB, inks: tuple[RGB, ...], busy: bool = False) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from curate.synth.layouts.palette import BLACK, GOLD, RED, WHITE
 from curate.synth.layouts.setting import rows
 from curate.synth.spec import METAL, WOOD, Page, colored, hexed
 
-ROADS = ("Road", "Street", "Avenue", "Bridge", "Station", "Square")
+ROADS = (
+    ("路", "Road"), ("街", "Street"), ("站", "Station"), ("桥", "Bridge"), ("大道", "Avenue"), ("广场", "Square"),
+)  # fmt: skip
 BRASS: RGB = (206, 164, 60)
 
 
@@ -100,12 +102,12 @@ def _window(page: Page, color: RGB) -> RGB:
     page.shape("rect", mixed(frame, WHITE, 0.2), 0.07 * w, y + 0.4 * h, 0.52 * w, 0.022 * h)
     page.shape("rect", glass, 0.095 * w, y + 0.015 * h, 0.47 * w, 0.37 * h)
     page.shape(
-        "poly", pale, 0.12 * w, y + 0.385 * h, 0.28 * w, y + 0.015 * h, 0.36 * w, y + 0.015 * h, 0.2 * w, y + 0.385 * h
+        "poly", pale, 0.12 * w, y + 0.38 * h, 0.28 * w, y + 0.02 * h, 0.36 * w, y + 0.02 * h, 0.2 * w, y + 0.38 * h
     )
     page.shape("rect", frame, 0.64 * w, y, 0.28 * w, h)
     page.shape("rect", glass, 0.665 * w, y + 0.025 * h, 0.23 * w, 0.3 * h)
     page.shape(
-        "poly", pale, 0.7 * w, y + 0.325 * h, 0.78 * w, y + 0.025 * h, 0.84 * w, y + 0.025 * h, 0.76 * w, y + 0.325 * h
+        "poly", pale, 0.7 * w, y + 0.32 * h, 0.78 * w, y + 0.03 * h, 0.84 * w, y + 0.03 * h, 0.76 * w, y + 0.32 * h
     )
     page.shape("sheet", mixed(frame, glass, 0.25), 0.665 * w, y + 0.35 * h, 0.23 * w, 0.13 * h, WOOD)
     page.shape("rect", BRASS, 0.652 * w, 0.7 * h, 0.008 * w, 0.09 * h)
@@ -128,8 +130,9 @@ def road(page: Page) -> None:
         _country(page)
     board = draw.pick(((16, 74, 160), (6, 104, 66), (100, 58, 30)))
     place, other = page.words.lines([(2, 4), (2, 4)])
-    place += draw.pick(("路", "街", "站", "桥", "大道", "广场"))
-    latin = f"{draw.pick(('North', 'South', 'East', 'West', 'Central'))} {draw.pick(ROADS)}"
+    ending, english = draw.pick(ROADS)
+    place += ending
+    latin = f"{draw.pick(('North', 'South', 'East', 'West', 'Central'))} {english}"
     face = page.able(page.face(("sans", "round")), place, other, latin)
     wide, high = round(0.8 * w), round(0.45 * h)
     left, top = (w - wide) // 2, round(draw.real(0.12, 0.2) * h)
