@@ -1,4 +1,8 @@
-"""Rate of rendered text, and how often each character comes: `python -m benchmarks.synth`.
+"""Rate of rendered text, and how often each character comes.
+
+    python -m benchmarks.synth                                          # rates, and characters of specs as sampled
+    curate synth -o SPECS -n 100000 --specs-only --verify 0             # draws and checks every picture
+    python -m benchmarks.synth --of SPECS --traced 2000                 # characters, contrast, ink of such a run
 
 Specs, drawing, the check of every glyph and the JPEG, one process, CPU seconds. The same pictures are encoded as JPEG
 alone in between, so that the ratio does not depend on the machine's mood. Then specs alone, by which the appearances of
@@ -17,16 +21,20 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 
-from curate.synth.render import encode
+from curate.synth import check
+from curate.synth.colors import AFTER
+from curate.synth.render import encode, render
 from curate.synth.sample import sample
 from curate.synth.shards import prepare
 from curate.synth.spec import REUSE, Synth, Unfit, World, draw_spec
 from curate.synth.words import FLOOR, coverage
 
 IN_MEMORY, WITH_DECODE, CHARACTERS = 150.0, 100.0, 100.0  # targets: images/s/core twice, appearances per million rows
-WARM_UP = 250  # rows before the clock runs: textures are made once in a process, about 2 s
+WARM_UP = 2500  # rows before the clock runs: a long run has drawn most glyphs and all textures before
 MILLION = 1_000_000
 
 
@@ -103,14 +111,56 @@ def appearances(world: World, specs: int) -> dict[str, Any]:
     }
 
 
+def of_run(folder: Path, traced: int) -> dict[str, Any]:
+    """What a run drew and checked, from its shards: characters, contrast, attempts; for `traced` rows, drawn once more
+    with every pixel of ink labelled, also glyphs with ink outside their quad, and the contrast of each glyph."""
+    from curate.synth.again import shard_paths
+    from curate.synth.shards import open_world
+    from curate.synth.verify import rows_at, sampled
+
+    counts: Counter[str] = Counter()
+    attempts: Counter[int] = Counter()
+    least, rows, infeasible = 21.0, 0, 0
+    for path in shard_paths(folder):
+        table = pq.read_table(path, columns=["synth_texts", "synth_contrast", "synth_attempts", "synth_reason"])
+        for texts in table["synth_texts"].to_pylist():
+            counts.update("".join(texts or ()))
+        rows += table.num_rows
+        infeasible += table.num_rows - table["synth_reason"].null_count
+        least = min(least, pc.min(table["synth_contrast"]).as_py() or least)
+        attempts.update(table.filter(pc.is_null(table["synth_reason"]))["synth_attempts"].to_pylist())
+    shown = sorted(coverage(["".join(counts.elements())]).values())
+    world = open_world(folder)
+    glyphs = faint = stray = 0
+    for part in sampled(folder, traced):
+        for row in rows_at(part):
+            drawn = render(json.loads(row["spec"]), world, trace=True)
+            glyphs += len(drawn.glyphs)
+            faint += sum(value < AFTER for value in check.contrasts(drawn))
+            stray += sum(share > 0.005 for share in check.strays(drawn))
+    return {
+        "rows": rows, "infeasible": infeasible, "at_the_first_attempt": attempts[1], "least_contrast": round(least, 2),
+        "least": shown[0], "median": shown[len(shown) // 2], "most": shown[-1],
+        "least_per_million": round(shown[0] / rows * MILLION, 1),
+        "traced_glyphs": glyphs, "faint": faint, "stray": stray,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Print a table and the RESULT line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=400, help="pictures to draw")
     parser.add_argument("--fonts", default="", help="folder of font files beside the system's")
     parser.add_argument("--specs", type=int, default=100_000, help="specs by which characters are counted")
+    parser.add_argument("--of", default="", help="folder of a run: what it drew and checked, and no rates")
+    parser.add_argument("--traced", type=int, default=1000, help="rows of it that are drawn once more, traced")
     wanted = parser.parse_args()
     cv2.setNumThreads(1)
+    if wanted.of:
+        found = of_run(Path(wanted.of), wanted.traced)
+        print("\n".join(f"  {key:24s}{value:>12,}" for key, value in found.items()))
+        print("RESULT " + json.dumps({"benchmark": "synth", **found}))
+        return
     with tempfile.TemporaryDirectory() as folder:
         world = prepare(Path(folder), 1, Synth(fonts=wanted.fonts), Console(stderr=True))
         for index in range(WARM_UP):

@@ -7,11 +7,12 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -505,26 +506,106 @@ def test_what_a_failed_call_left_is_not_taken_for_another_recipe(made: Path, fon
     assert len(world.lexicon.words) == len(SMALL)
 
 
-def test_ctrl_c_is_one_line_and_the_next_call_goes_on(made: Path, font_folder: Path, tmp_path: Path) -> None:
+# A shell's background job ignores Ctrl-C, and so would all that it starts.
+BEGIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from curate.cli import main; main()"
+TOLD = "curate: interrupted; run the same command to go on\n"
+
+
+def started(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The command in a session of its own, with two workers."""
+    told = [sys.executable, "-c", BEGIN, "synth", *map(str, arguments), "--workers", "2"]
+    return subprocess.Popen(told, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals, when: Callable[[], bool]) -> tuple[int, str]:
+    """Exit code and errors of a command that gets a signal: Ctrl-C goes to its workers too, others to it alone.
+
+    The pipe of its errors ends with the last worker that could write to it.
+    """
+    while process.poll() is None and not when():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_one_line_and_the_next_goes_on(
+    number: signal.Signals, made: Path, font_folder: Path, tmp_path: Path
+) -> None:
     folder, described = tmp_path / "out", tmp_path / "synth.toml"
     synth = dataclasses.replace(recipe(made.parent, font_folder), rows_per_shard=4)
     described.write_text(to_toml(synth, 3), "utf-8")
-    # A shell's background job ignores Ctrl-C, and so would all that it starts.
-    begin = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from curate.cli import main; main()"
-    )
-    told = [sys.executable, "-c", begin, "synth", "-o", str(folder), "--recipe", str(described), "--seed", "3"]
-    process = subprocess.Popen(
-        [*told, "-n", "4000", "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while process.poll() is None and not list((folder / "shards").glob("synth-*.parquet")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate()
-    assert (process.returncode, said) == (1, "curate: interrupted; run the same command to go on\n")
-    assert generate(folder, 8, 3, synth, 1, False, QUIET).faces
+    process = started("-o", folder, "--recipe", described, "--seed", "3", "-n", "4000")
+    assert ended(process, number, lambda: bool(list((folder / "shards").glob("synth-*.parquet")))) == (1, TOLD)
     assert not list((folder / "shards").glob(".synth-*"))
+    assert generate(folder, 8, 3, synth, 1, False, QUIET).faces
+
+
+def test_rendering_that_is_stopped_or_killed_leaves_whole_shards_and_goes_on(
+    made: Path, font_folder: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "specs", tmp_path / "drawn"
+    generate(folder, 16, 3, recipe(made.parent, font_folder), 1, True, QUIET)
+    first = folder / "shards" / "synth-00000.parquet"
+    copies = [first.with_name(f"synth-{number:05d}.parquet") for number in range(1, 400)]
+    for copy in copies:
+        copy.hardlink_to(first)
+
+    def drawn() -> list[Path]:
+        return sorted(out.glob("synth-*.parquet"))
+
+    for number, code in ((signal.SIGTERM, 1), (signal.SIGKILL, -9)):
+        before = len(drawn())
+        stopped = ended(started("render", folder, "-o", out), number, lambda b=before: len(drawn()) > b)  # type: ignore[misc]
+        assert (stopped[0], stopped[1] == TOLD, "Traceback" in stopped[1]) == (code, code == 1, False)
+        assert code < 0 or not list(out.glob(".synth-*"))
+    assert len({path.read_bytes() for path in drawn()}) == 1
+    for copy in copies[len(drawn()) + 3 :]:
+        copy.unlink()
+    assert run("synth", "render", folder, "-o", out, "--workers", "1")[0] == 0
+    assert [path.name for path in drawn()] == [path.name for path in sorted(first.parent.iterdir())]
+    assert not list(out.glob(".synth-*"))
+    images = pq.read_table(drawn()[-1], columns=["image"])["image"].to_pylist()
+    assert images == [row["image"] for row in table(made)[:16]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_verifying_that_is_stopped_or_killed_leaves_its_files_alone(
+    number: signal.Signals, made: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(made, folder)
+    (folder / "verify.json").write_text("of before", "utf-8")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+    process = started("verify", folder, "--rows", "40")
+
+    def at_work() -> bool:  # a tracker and two workers, one of which has been given its first rows
+        return len(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()) >= 3
+
+    code, said = ended(process, number, at_work)
+    assert (code, said if code > 0 else "") == ((-9, "") if number is signal.SIGKILL else (1, TOLD))
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) == before
+
+
+def test_rendering_refuses_a_folder_with_other_pictures_or_the_specs_themselves(
+    made: Path, font_folder: Path, tmp_path: Path
+) -> None:
+    assert run("synth", "render", made, "-o", made / "shards")[1].count("choose another -o") == 1
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "world.sha256").write_text("of another seed\n")
+    code, said = run("synth", "render", made, "-o", tmp_path / "drawn")
+    assert (code, "holds pictures of other specs" in said) == (2, True)
+
+
+def test_rows_of_another_version_are_not_drawn_differently(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(made, folder)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8")) | {"spec_version": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    code, said = run("synth", "verify", folder)
+    assert (code, "another version of curate drew these rows" in said) == (1, True)
 
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
@@ -624,7 +705,9 @@ def test_ocr_reads_the_pictures_back(made: Path, world: World) -> None:
 
 
 def test_ocr_notices_a_line_that_is_not_what_it_claims(made: Path, world: World) -> None:
-    row = next(row for row in verify.sampled(made, 40) if '"tier":"pure"' in row["spec"] and '"d":"h"' in row["spec"])
+    rows = [row for part in verify.sampled(made, 40) for row in verify.rows_at(part)]
+    assert [row["index"] for row in rows] == list(range(40))
+    row = next(row for row in rows if '"tier":"pure"' in row["spec"] and '"d":"h"' in row["spec"])
     spec = json.loads(row["spec"])
     picture = np.full((320, 320, 3), 255, np.uint8)
     reads, checked = verify.read_row(RapidOcr(), world, row | {"image": encode(picture, 95)})

@@ -7,21 +7,22 @@ rows[17]["image"]            # JPEG bytes, drawn now
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.errors import UsageError
+from curate.synth.fonts import Face
+from curate.synth.photographs import Photographs
 from curate.synth.pool import worked
 from curate.synth.sample import SCHEMA, rendered_again
-from curate.synth.shards import open_world, rows_of
-from curate.synth.spec import World
+from curate.synth.shards import claim, open_world, rows_of, sweep, write_shard
+from curate.synth.spec import Synth, World
+from curate.synth.words import Lexicon
 
 
 class Specs:
@@ -60,18 +61,24 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def render_shards(folder: Path, out: Path, workers: int) -> int:
     """Shards with pictures in `out` from the specs in `folder`; returns the rows. Shards that are there are kept."""
-    out.mkdir(parents=True, exist_ok=True)
-    for left_over in out.glob(".synth-*"):
-        left_over.unlink(missing_ok=True)  # of a call that was killed
     tasks = [(path, out / path.name) for path in shard_paths(folder)]
-    return sum(worked(_shard, tasks, workers, _load, folder))
+    if out.resolve() == tasks[0][0].parent.resolve():
+        raise UsageError(f"{out} holds the specs themselves; choose another -o")
+    world = open_world(folder)  # here, so that what is wrong is said once
+    parts = (world.synth, world.faces, world.lexicon, world.photographs.path)
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out, (folder / "world.sha256").read_text("utf-8").strip(), f"{out} holds pictures of other specs")
+    try:
+        return sum(worked(_shard, tasks, workers, _load, *parts))
+    finally:
+        sweep(out)
 
 
 _WORLDS: list[World] = []  # of a worker process: one
 
 
-def _load(folder: Path) -> None:
-    _WORLDS[:] = [open_world(folder)]
+def _load(synth: Synth, faces: tuple[Face, ...], lexicon: Lexicon, pictures: Path | None) -> None:
+    _WORLDS[:] = [World(lexicon, faces, Photographs(pictures), synth)]
 
 
 def _shard(task: tuple[Path, Path]) -> int:
@@ -80,13 +87,14 @@ def _shard(task: tuple[Path, Path]) -> int:
     rows = int(file.metadata.num_rows)
     if rows_of(to) == rows:
         return rows
-    partial = to.with_name(f".{to.name}.{os.getpid()}")
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
         for batch in _batches(file):
             for row in batch:
                 row["image"] = rendered_again(_WORLDS[0], row["synth_spec"]) if row["synth_spec"] else None
-            writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
-    partial.replace(to)
+            yield batch
+
+    write_shard(to, SCHEMA, batches())
     return rows
 
 

@@ -18,7 +18,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +71,23 @@ def generate(out: Path, rows: int, seed: int, synth: Synth, workers: int, specs_
     """Make `rows` rows of `out`/shards and the manifest; returns the world that they come from."""
     world = prepare(out, seed, synth, console)
     digest = digest_of(world, seed, specs_only)
-    _claim(out, digest, synth)
+    claim(
+        out, digest, f"{out}: fonts, words, photographs, --specs-only or curate's version are not those of its shards"
+    )
     wanted = [(number, min(synth.rows_per_shard, rows - number * synth.rows_per_shard))
               for number in range(-(-rows // synth.rows_per_shard))]  # fmt: skip
     (out / "shards").mkdir(exist_ok=True)
     missing = [(number, count) for number, count in wanted if rows_of(_shard(out, number)) != count]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("rows", total=rows, completed=rows - sum(count for _, count in missing))
-        tasks = [(out, seed, number, count, specs_only) for number, count in missing]
-        for made in worked(_work, tasks, workers, _load, out, world.synth, world.faces):
-            progress.advance(task, made)
-    for left_over in (out / "shards").glob(".synth-*"):
-        left_over.unlink(missing_ok=True)  # of a run that was killed
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("rows", total=rows, completed=rows - sum(count for _, count in missing))
+            tasks = [(out, seed, number, count, specs_only) for number, count in missing]
+            with closing(worked(_work, tasks, workers, _load, out, world.synth, world.faces)) as done:
+                for made in done:
+                    progress.advance(task, made)
+    finally:
+        sweep(out / "shards")
     write_manifest(out, world, seed, rows, digest, specs_only)
     return world
 
@@ -129,6 +135,11 @@ def open_world(out: Path) -> World:
         manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError) as why:
         raise UsageError(f"{out}: no manifest.json of curate synth there ({why})") from None
+    if manifest.get("spec_version") != SPEC_VERSION:
+        raise CurateError(
+            f"{out}: another version of curate drew these rows (specs of version {manifest.get('spec_version')}, here "
+            f"{SPEC_VERSION}): it would draw other pictures; use that one, or make the rows anew"
+        )
     synth = load_recipe(str(out / "synth.toml"))
     lexicon = words.load(out / "lexicon.tsv")
     faces = fonts.find(lexicon.characters(), Path(synth.fonts) if synth.fonts else None, synth.system_fonts)
@@ -180,15 +191,19 @@ def to_toml(synth: Synth, seed: int) -> str:
     return "\n".join([f"# curate synth --seed {seed}", "[synth]", *lines]) + "\n"
 
 
-def _claim(out: Path, digest: str, synth: Synth) -> None:
-    """Refuse a folder whose shards another world made: a font or dictionary has changed since."""
+def claim(out: Path, digest: str, other: str) -> None:
+    """Note that the shards of `out` are made of what `digest` stands for; UsageError `other` when they are not."""
     path = out / "world.sha256"
     if not path.exists():
         path.write_text(digest + "\n", "utf-8")
     elif path.read_text("utf-8").strip() != digest:
-        raise UsageError(
-            f"{out}: fonts, words, photographs or --specs-only are not those of its shards; choose another -o"
-        )
+        raise UsageError(f"{other}; choose another -o")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the halves of shards that a killed worker leaves."""
+    for left_over in folder.glob(".synth-*"):
+        left_over.unlink(missing_ok=True)
 
 
 def _shard(out: Path, number: int) -> Path:
@@ -218,19 +233,18 @@ def _work(task: tuple[Path, int, int, int, bool]) -> int:
 
 def _write(out: Path, world: World, seed: int, number: int, count: int, specs_only: bool) -> int:
     """Make one shard and put it in place whole."""
-    schema = SPEC_SCHEMA if specs_only else SCHEMA
-    first = number * world.synth.rows_per_shard
-    path = _shard(out, number)
+    rows = shard_rows(world, seed, number * world.synth.rows_per_shard, count, specs_only)
+    groups = iter(lambda: list(islice(rows, ROW_GROUP_ROWS)), [])
+    write_shard(_shard(out, number), SPEC_SCHEMA if specs_only else SCHEMA, groups)
+    return count
+
+
+def write_shard(path: Path, schema: pa.Schema, groups: Iterable[list[dict[str, Any]]]) -> None:
+    """Write groups of rows as one Parquet file that is there whole or not at all; CurateError when the disk refuses."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            group: list[dict[str, Any]] = []
-            for row in shard_rows(world, seed, first, count, specs_only):
-                group.append(row)
-                if len(group) == ROW_GROUP_ROWS:
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                    group.clear()
-            if group:
+            for group in groups:
                 writer.write_table(pa.Table.from_pylist(group, schema))
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -239,7 +253,6 @@ def _write(out: Path, world: World, seed: int, number: int, count: int, specs_on
         raise CurateError(f"{path}: cannot be written: {why.strerror or why}") from None
     finally:
         partial.unlink(missing_ok=True)
-    return count
 
 
 def write_manifest(out: Path, world: World, seed: int, rows: int, digest: str, specs_only: bool) -> None:

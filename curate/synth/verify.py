@@ -15,6 +15,7 @@ import json
 import math
 import os
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,12 +41,13 @@ from workers.ocr import RapidOcr, revision
 
 Bytes = npt.NDArray[np.uint8]
 Quad = npt.NDArray[np.float32]
+Part = tuple[Path, int, list[int]]  # a shard, a row group of it, and rows of that
 
 EXACT = 0.97  # share of lines that a cell must be read exactly in, where the clean render is
 LEAST_LINES = 20  # of a cell, before it is judged
 MARGIN = 0.14  # around a cut line, in units of its height
+CHUNK = 20  # rows that a worker is given at once
 LINE_PX = 48  # height of OCR's input
-CHUNK = 20
 # Marks that OCR writes in another width than the picture does.
 SAME = str.maketrans(
     {"￥": "¥", "：": ":", "，": ",", "（": "(", "）": ")", "！": "!", "？": "?", "“": '"', "”": '"', "。": "."}
@@ -88,13 +90,11 @@ class Row:
 def verify(out: Path, world: World, rows: int, workers: int, console: Console) -> dict[str, Any]:
     """Read `rows` rows of `out` back; writes and returns verify.json, and writes quarantine.json."""
     revision()  # a missing model fails here and not in a worker
-    chosen = sampled(out, rows)
-    chunks = [chosen[at : at + CHUNK] for at in range(0, len(chosen), CHUNK)]
     reads: list[Read] = []
     checked: list[Row] = []
     with console.status("reading back") if console.is_terminal else console:
         parts = (world.synth, world.faces, world.lexicon, world.photographs.path)
-        for lines, done in worked(_work, chunks, workers, _load, *parts):
+        for lines, done in worked(_work, sampled(out, rows), workers, _load, *parts):
             reads += lines
             checked += done
     found = summary(reads, checked)
@@ -102,32 +102,39 @@ def verify(out: Path, world: World, rows: int, workers: int, console: Console) -
     _write(out / "quarantine.json", {"cells": [c for c in found["cells"] if c["quarantined"]]})
     if reads:
         table = pa.Table.from_pylist([asdict(read) for read in reads])
-        with pa.OSFile(str(out / "reads.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        partial = out / f".reads.arrow.{os.getpid()}"
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
+        partial.replace(out / "reads.arrow")
     return found
 
 
-def sampled(out: Path, rows: int) -> list[dict[str, Any]]:
-    """Rows at equal distances over all shards, feasible ones: `index`, `spec` and, where there is one, `image`."""
-    found: list[dict[str, Any]] = []
+def sampled(out: Path, rows: int) -> list[Part]:
+    """Where rows at equal distances over all shards are."""
     files = [pq.ParquetFile(path) for path in shard_paths(out)]
     total = sum(file.metadata.num_rows for file in files)
-    wanted = {round((number + 0.5) * total / rows - 0.5) for number in range(min(rows, total))}
+    wanted = sorted({round((number + 0.5) * total / rows - 0.5) for number in range(min(rows, total))})
+    parts: list[Part] = []
     before = 0
-    for file in files:
-        names = [name for name in ("image", "synth_index", "synth_spec") if name in file.schema_arrow.names]
+    for path, file in zip(shard_paths(out), files, strict=True):
         for group in range(file.metadata.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            inside = [number - before for number in sorted(wanted) if before <= number < before + count]
-            if inside:
-                table = file.read_row_group(group, columns=names).take(inside)
-                found += [
-                    {"index": row["synth_index"], "spec": row["synth_spec"], "image": row.get("image")}
-                    for row in table.to_pylist()
-                    if row["synth_spec"]
-                ]
-            before += count
-    return found
+            end = before + file.metadata.row_group(group).num_rows
+            inside = [number - before for number in wanted[bisect_left(wanted, before) : bisect_left(wanted, end)]]
+            parts += [(path, group, inside[at : at + CHUNK]) for at in range(0, len(inside), CHUNK)]
+            before = end
+    return parts
+
+
+def rows_at(part: Part) -> list[dict[str, Any]]:
+    """Feasible rows: `index`, `spec` and, where there is one, `image`."""
+    path, group, inside = part
+    file = pq.ParquetFile(path)
+    names = [name for name in ("image", "synth_index", "synth_spec") if name in file.schema_arrow.names]
+    return [
+        {"index": row["synth_index"], "spec": row["synth_spec"], "image": row.get("image")}
+        for row in file.read_row_group(group, columns=names).take(inside).to_pylist()
+        if row["synth_spec"]
+    ]
 
 
 def read_row(ocr: RapidOcr, world: World, row: dict[str, Any]) -> tuple[list[Read], Row]:
@@ -260,12 +267,8 @@ def _load(synth: Synth, faces: tuple[Face, ...], lexicon: Lexicon, pictures: Pat
     _LOADED[:] = [(RapidOcr(), World(lexicon, faces, Photographs(pictures), synth))]
 
 
-def _work(chunk: list[dict[str, Any]]) -> tuple[list[Read], list[Row]]:
-    return _gathered(*_LOADED[0], chunk)
-
-
-def _gathered(ocr: RapidOcr, world: World, chunk: list[dict[str, Any]]) -> tuple[list[Read], list[Row]]:
-    done = [read_row(ocr, world, row) for row in chunk]
+def _work(part: Part) -> tuple[list[Read], list[Row]]:
+    done = [read_row(*_LOADED[0], row) for row in rows_at(part)]
     return [read for lines, _ in done for read in lines], [row for _, row in done]
 
 
