@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `curate --help` answers at
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -500,6 +501,10 @@ def main() -> None:
         typer.echo(f"curate: {why.filename}: {why.strerror}; name another path", err=True)
         sys.exit(2)
     except Exception as why:
+        if isinstance(why, OSError) and why.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            where = f"{why.filename}: " if why.filename else ""
+            typer.echo(f"curate: {where}{why.strerror}; make room there or name another path", err=True)
+            sys.exit(2)
         if type(why).__module__.startswith("click") or hasattr(why, "format_message"):
             typer.echo(f"curate: {why.format_message()}", err=True)  # type: ignore[attr-defined]
             sys.exit(2)

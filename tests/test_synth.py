@@ -800,6 +800,11 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(made: Path, tmp_path: Path)
     assert (code, told) == (2, f"curate: {tmp_path}: Is a directory; name another path\n")
 
 
+def test_a_full_disk_is_one_line() -> None:
+    code, told = run("synth", "lexicon", "-o", "/dev/full")
+    assert (code, told) == (2, "curate: No space left on device; make room there or name another path\n")
+
+
 def test_the_commands_about_words_and_fonts(tmp_path: Path, font_folder: Path) -> None:
     (tmp_path / "counts.txt").write_text("城市 80\n月亮 20\n", "utf-8")
     code, said = run("synth", "lexicon", "--source", tmp_path / "counts.txt", "-o", tmp_path / "lexicon.tsv")
