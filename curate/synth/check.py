@@ -51,13 +51,12 @@ def contrasts(drawn: Rendered) -> list[float]:
         # Line by line: most of a picture lies around none.
         (left, top), (right, bottom) = low[start:end].min(0).tolist(), high[start:end].max(0).tolist()
         ink = drawn.ink[top:bottom, left:right]
-        ring = cv2.compare(cv2.dilate(ink, RING), 64, cv2.CMP_GT)
-        ring = cv2.compare(cv2.dilate(ink, NEAR), 16, cv2.CMP_LE) & ring
+        ring = (cv2.dilate(ink, NEAR) <= 16) & (cv2.dilate(ink, RING) > 64)
         lights = luminances(drawn.rgb[top:bottom, left:right])
         for x0, y0, x1, y1 in (boxes[start:end] - (left, top, left, top)).tolist():
             light, cover = lights[y0:y1, x0:x1], ink[y0:y1, x0:x1]
             core = light[cover >= math.ceil(CORE * max(1, int(cover.max())))]
-            around = light[ring[y0:y1, x0:x1].view(np.bool_)]
+            around = light[ring[y0:y1, x0:x1]]
             found.append(ratio(_median(core), _median(around)) if core.size and around.size else 1.0)
     return found
 

@@ -110,8 +110,9 @@ def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Bytes | None
         sheet.overlap = True
         return
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    boxes, middles = [], []
-    drawn = []
+    boxes: list[tuple[float, float, float, float]] = []
+    middles: list[tuple[float, float]] = []
+    drawn: list[tuple[int, str, Bytes, int, int]] = []
     for character, cx, cy, angle, advance in places:
         bits, left, top = _glyph(face.path, face.index, px, character)
         # The origin of the glyph, seen from the middle of its cell.
