@@ -38,6 +38,7 @@ from curate.mix import MixDataset, buckets, card, manifest, plan, shards
 from curate.mix.export import export, finish
 from curate.mix.settings import Settings
 from curate.mix.verify import verify
+from curate.read import pages
 from curate.store import Store
 from curate.store.files import LocalFiles, open_files
 
@@ -312,10 +313,8 @@ def test_verify_finds_what_was_tampered_with(folder: Path, tmp_path: Path) -> No
         index_path = out / "index" / f"{path.stem}.parquet"
         index = pq.read_table(index_path)
         pq.write_table(changed, path, compression="NONE", row_group_size=table.num_rows, use_dictionary=["pool"])
-        images = changed["image"].to_pylist()
-        with path.open("rb") as file:
-            start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
-            offsets = shards.spans(file, start, [len(i) for i in images], [i[:32] for i in images])
+        column = pages.Column(str(path), pq.ParquetFile(path), "image")
+        offsets = [column.at(row).at for row in range(table.num_rows)]
         index = index.set_column(index.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
         pq.write_table(index, index_path)
         forge(out)

@@ -36,7 +36,7 @@ from curate.store import Store
 from curate.store.files import Files
 from curate.store.parts import Version, list_parts
 
-VERSION = 1  # of all that decides the bytes of a mix beside its settings and rows
+VERSION = 2  # of all that decides the bytes of a mix beside its settings and rows
 FOLDER = ".plan"
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
@@ -47,7 +47,7 @@ PLACES = ("uri", "root", "python", "endpoint", "requests", "timeout_s", "retries
 # What the plan's files say of each entry beside what stands in the shards; with `_` before the name.
 PLANNED = (
     "source", "row", "key", "content", "copy", "options", "cell", "rank", "raw", "en", "zh", "bucket", "concept",
-    "pool",
+    "pool", "length",
 )  # fmt: skip
 MOST_AT_ONCE = 10_000  # rows whose captions are in memory
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
@@ -305,8 +305,8 @@ def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays
     return entries
 
 
-def _cuts(size: npt.NDArray[np.int64], limit: int, most: int) -> list[int]:
-    """Where shards end, so that each has about `limit` bytes and at most `most` entries."""
+def cuts(size: npt.NDArray[np.int64], limit: int, most: int) -> list[int]:
+    """Where shards (or row groups) end, so that each has about `limit` bytes and at most `most` entries."""
     ends, held, count = [], 0, 0
     for at, length in enumerate(size.tolist()):
         if count and (held + length > limit or count == most):
@@ -324,21 +324,22 @@ def _write(
     length = part["bytes"]
     if settings.resize:
         length = np.array([w * h // 4 for w, h in sizes], np.int64)[part["bucket"]]
-    cuts = _cuts(np.where(length > 0, length, GUESSED_BYTES), settings.shard_mb * 1_000_000, settings.shard_rows)
+    part["length"] = np.where(length > 0, length, GUESSED_BYTES)
+    ends = cuts(part["length"], settings.shard_mb * 1_000_000, settings.shard_rows)
     held: list[pa.Table] = []
     count, number, first = 0, 0, 0
     for table in _full(part, sources, sizes):
         while table.num_rows:
-            room = cuts[number] - first - count
+            room = ends[number] - first - count
             held.append(table.slice(0, room))
             count += held[-1].num_rows
             table = table.slice(held[-1].num_rows)
-            if first + count == cuts[number]:
+            if first + count == ends[number]:
                 out = io.BytesIO()
                 pq.write_table(pa.concat_tables(held, promote_options="permissive"), out, compression="zstd")
                 files.replace(f"{FOLDER}/{split}-{number:05d}.parquet", out.getvalue())
-                number, first, count, held = number + 1, cuts[number], 0, []
-    return [stop - start for start, stop in pairwise([0, *cuts])]
+                number, first, count, held = number + 1, ends[number], 0, []
+    return [stop - start for start, stop in pairwise([0, *ends])]
 
 
 def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) -> Iterator[pa.Table]:

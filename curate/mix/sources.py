@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.errors import CurateError, StoreError, UsageError
@@ -25,7 +24,9 @@ from curate.mix import old
 from curate.mix.settings import Settings
 from curate.policy import repeatable
 from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.read.pages import Column, LocalFile, Piece, in_memory
 from curate.read.parquet import ParquetReader
+from curate.read.webdataset import TarReader
 from curate.store import Store, query
 from curate.store.files import open_files
 from curate.store.parts import Version, parts_of, read_parts, read_table
@@ -66,7 +67,7 @@ class Place:
 
 
 class Pictures:
-    """Original bytes of one shard's rows, ascending."""
+    """Original bytes of one shard's rows, ascending, where they lie."""
 
     def __init__(self, place: Place, name: str) -> None:
         if name not in place.shards:
@@ -80,36 +81,25 @@ class Pictures:
         try:
             self.locators = _locators(place, shard)
             self.reader = Reader(shard)
+            self.lying = _lying(self.reader.source, self.locators)
         except InputError as why:
             raise CurateError(f"shard {name}: {why.message}") from None
+        except OSError as why:
+            raise CurateError(f"shard {name}: {uri}: {why.strerror}") from None
         self.rows = self.locators["row"].to_numpy()
 
-    def read(self, rows: Sequence[int]) -> list[pa.Array]:
-        """Bytes of the rows as Arrow arrays one after another; CurateError names the first that cannot be read."""
-        source = self.reader.source
-        if isinstance(source, ParquetReader) and source.columns.kind == "binary":
-            pieces = self._slices(source, rows)
-            if pieces is not None:
-                return pieces
-        return [pa.array(self._bytes(rows), pa.binary())]
-
-    def _slices(self, source: ParquetReader, rows: Sequence[int]) -> list[pa.Array] | None:
-        """The rows out of the batches that Parquet was decoded into, without a copy; None where one is missing."""
-        pieces: list[pa.Array] = []
-        at = 0
-        while at < len(rows):
-            if isinstance(source.cell(rows[at]), RowError) or not pa.types.is_binary(source.batch.type):
-                return None
-            first = rows[at] - source.first
-            count = 1
-            while at + count < len(rows) and rows[at + count] == rows[at] + count < source.first + len(source.batch):
-                count += 1
-            piece = source.batch.slice(first, count)
-            if piece.null_count or pc.min(pc.binary_length(piece)).as_py() == 0:
-                return None
-            pieces.append(piece)
-            at += count
-        return pieces
+    def read(self, rows: Sequence[int]) -> list[Piece]:
+        """Where the bytes of the rows lie; CurateError names the first that cannot be read."""
+        found: Sequence[Piece | None] = [None] * len(rows)
+        if isinstance(self.lying, Column):
+            found = [self.lying.at(row) for row in rows]
+        elif self.lying:
+            here = self.locators.take(pa.array(np.searchsorted(self.rows, rows)))
+            spans = zip(here["_offset"].to_pylist(), here["_size"].to_pylist(), strict=True)
+            found = [self.lying.piece(at, size) if at and size else None for at, size in spans]
+        others = [row for row, piece in zip(rows, found, strict=True) if piece is None or not piece.size]
+        read = iter(self._bytes(others) if others else [])
+        return [piece if piece and piece.size else in_memory(next(read)) for piece in found]
 
     def _bytes(self, rows: Sequence[int]) -> list[bytes]:
         at = np.searchsorted(self.rows, rows)
@@ -130,15 +120,25 @@ class Specs:
         self.place = place
         self.texts = pq.read_table(place.shards[name][0], columns=["synth_spec"])["synth_spec"]
 
-    def read(self, rows: Sequence[int]) -> list[pa.Array]:
-        """Bytes of the rows."""
+    def read(self, rows: Sequence[int]) -> list[Piece]:
+        """The rows' specs or pictures."""
         texts = self.texts.take(pa.array(rows)).to_pylist()
         if self.place.mark == "keep":
-            return [pa.array([text.encode() for text in texts], pa.binary())]
+            return [in_memory(text.encode()) for text in texts]
         from curate.synth.sample import rendered_again
 
         world = _world(self.place.uri)
-        return [pa.array([rendered_again(world, text) for text in texts], pa.binary())]
+        return [in_memory(rendered_again(world, text)) for text in texts]
+
+
+def _lying(source: object, locators: pa.Table) -> Column | LocalFile | None:
+    """What tells where pictures lie in a local Parquet file or archive; None: they have to be read to be had."""
+    if isinstance(source, ParquetReader) and source.place.local and source.columns.kind != "path":
+        leaf = source.columns.image + (".bytes" if source.columns.kind == "struct" else "")
+        return Column(source.place.path, source.file, leaf)
+    if isinstance(source, TarReader) and source.place.local and "_error" not in locators.column_names:
+        return LocalFile(source.place.path)
+    return None
 
 
 @lru_cache(maxsize=1)

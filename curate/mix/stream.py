@@ -1,0 +1,99 @@
+"""A file that is hashed by a second thread while it is written, from values that are read where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from curate.read.pages import Piece
+
+BLOCK_BYTES = 1 << 20  # read, written and hashed while it is in the processor's cache
+BLOCKS = 8
+FLUSH_BYTES = 8 << 20
+
+
+class Stream:
+    """Bytes to a new local file, a block at a time; `close` gives its SHA-256 and size."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.hash = hashlib.sha256()
+        self.thread = ThreadPoolExecutor(1)
+        self.blocks = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(BLOCKS)]
+        self.hashed: list[Future[None] | None] = [None] * BLOCKS
+        self.number = 0  # of blocks that are written
+        self.used = 0  # bytes of the current one
+        self.flushed = 0
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.thread.shutdown()
+        os.close(self.handle)
+
+    @property
+    def size(self) -> int:
+        """How many bytes were put."""
+        return self.number * BLOCK_BYTES + self.used
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Add bytes."""
+        at = 0
+        while at < len(data):
+            room = self._room(len(data) - at)
+            room[:] = data[at : at + len(room)]
+            at += len(room)
+
+    def copy(self, piece: Piece) -> None:
+        """Add a value from where it lies."""
+        at = 0
+        while at < piece.size:
+            room = self._room(piece.size - at)
+            piece.into(room, at)
+            at += len(room)
+
+    def _room(self, most: int) -> memoryview:
+        """Some bytes of the current block, which the caller fills."""
+        if self.used == BLOCK_BYTES:
+            self._write()
+        first = self.used
+        self.used = min(BLOCK_BYTES, first + most)
+        return self.blocks[self.number % BLOCKS][first : self.used]
+
+    def _write(self) -> None:
+        block = self.blocks[self.number % BLOCKS][: self.used]
+        self.hashed[self.number % BLOCKS] = self.thread.submit(self.hash.update, block)
+        while block:
+            block = block[os.write(self.handle, block) :]
+        self.number += 1
+        self.used = 0
+        if (before := self.hashed[self.number % BLOCKS]) is not None:
+            before.result()
+        if self.size - self.flushed >= FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Let the disk begin, or it waits for the fsync at the end of the file, and then the processor for the disk.
+
+        The advice also drops pages that are clean, but those are not yet.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.handle, self.flushed, self.size - self.flushed, os.POSIX_FADV_DONTNEED)
+        self.flushed = self.size
+
+    def close(self) -> tuple[str, int]:
+        """Write the rest and make it durable; the SHA-256 (hexadecimal) and the size of the whole file."""
+        size = self.size
+        self._write()
+        self._flush()
+        os.fsync(self.handle)
+        for done in self.hashed:
+            if done is not None:
+                done.result()
+        return self.hash.hexdigest(), size
