@@ -784,3 +784,27 @@ def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Pat
     assert 5 <= moved[0] < 30
     export(asked, str(tmp_path / "whole"), "inline")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from curate.mix.jobs import Workers\n"
+        "def wait(path):\n"
+        "    open(path, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers('processes', 2) as pool:\n"
+        "        list(pool.run(wait, [(name,) for name in sys.argv[1:]]))\n"
+    )
+    (tmp_path / "work.py").write_text(code)
+    names = [tmp_path / "a", tmp_path / "b"]
+    running = subprocess.Popen([sys.executable, str(tmp_path / "work.py"), *map(str, names)], stdout=subprocess.PIPE)
+    while not all(name.exists() and name.read_text() for name in names):
+        assert running.poll() is None
+        os.sched_yield()
+    running.kill()
+    assert running.stdout is not None
+    with running.stdout:  # all that inherited it must end first
+        assert running.stdout.read() == b""
+    running.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -127,8 +128,9 @@ class Specs:
             return [in_memory(text.encode()) for text in texts]
         from curate.synth.sample import rendered_again
 
-        world = _world(self.place.uri)
-        return [in_memory(rendered_again(world, text)) for text in texts]
+        with _drawing:
+            world = _world(self.place.uri)
+            return [in_memory(rendered_again(world, text)) for text in texts]
 
 
 def _lying(source: object, locators: pa.Table) -> Column | LocalFile | None:
@@ -139,6 +141,9 @@ def _lying(source: object, locators: pa.Table) -> Column | LocalFile | None:
     if isinstance(source, TarReader) and source.place.local and "_error" not in locators.column_names:
         return LocalFile(source.place.path)
     return None
+
+
+_drawing = threading.Lock()  # inline jobs are threads, and a world holds fonts
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 WHOLE = (I16, I32, I64)
+_BYTE = [bytes([value]) for value in range(256)]
 
 Struct = dict[int, tuple[int, Any]]
 
@@ -85,7 +86,8 @@ def _bytes(kind: int, value: Any) -> bytes:
     if kind in WHOLE:
         return _number(_zigzag(value))
     if kind == BINARY:
-        return _number(len(value)) + value
+        text: bytes = value
+        return _number(len(text)) + text
     if kind == STRUCT:
         return write(value)
     if kind in (LIST, SET):
@@ -94,22 +96,24 @@ def _bytes(kind: int, value: Any) -> bytes:
         return head + b"".join(_bytes(of, item) for item in items)
     if kind in (TRUE, FALSE, BYTE):
         return bytes([value])
-    return struct.pack("<d", value)
+    return struct.pack("<d", float(value))
 
 
 def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number of 7 bits a byte, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[at]
+    byte = data[at]
+    value, shift = byte & 127, 0
+    while byte > 127:
         at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
         shift += 7
+        byte = data[at]
+        value |= (byte & 127) << shift
+    return value, at + 1
 
 
 def _number(value: int) -> bytes:
+    if value < 128:
+        return _BYTE[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
