@@ -30,7 +30,7 @@ from curate.mix import buckets
 from curate.mix.decide import EN, RAW, ZH, Cell, celled, ranked
 from curate.mix.keyed import mixed, salt, uniform
 from curate.mix.settings import Settings, described, from_json
-from curate.mix.sources import Place, Source, folder, is_store, specs
+from curate.mix.sources import Place, Source, coded, folder, is_store, specs
 from curate.read import InputSpec, Shard, index
 from curate.store import Store
 from curate.store.files import Files
@@ -179,23 +179,18 @@ def _rows(
     """
     parts: list[Arrays] = []
     concepts: dict[str, int] = {}
+    pools = {name: number for number, name in enumerate(POOLS)}
     for number, source in enumerate(sources):
-        for at, shard in enumerate(source.names):
-            light = source.light(shard)
+        for first, stop in source.together():
+            light = source.light(first, stop)
             count = len(light["row"])
-            names = [concepts.setdefault(name, len(concepts)) for name in light.pop("concept")]
-            pools = [POOLS.index(name) for name in light.pop("pool")]
             options = (light["raw"] > 0) * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
             for name in DERIVED:
-                unseen[name] += int(light[f"unseen_{name}"].sum())
-            parts.append({
-                "key": light["key"], "group": light["group"], "digest": light["digest"], "row": light["row"],
-                "bytes": light["bytes"],
-                "width": light["width"], "height": light["height"], "en": light["en"], "zh": light["zh"],
-                "raw": light["raw"], "options": options.astype(np.uint8), "weight": light["weight"],
-                "concept": np.array(names, np.int32), "pool": np.array(pools, np.uint8),
-                "source": np.full(count, number, np.uint8), "shard": np.full(count, at, np.int32),
-            })  # fmt: skip
+                unseen[name] += int(light.pop(f"unseen_{name}").sum())
+            concept, pool = coded(light.pop("concept"), concepts), coded(light.pop("pool"), dict(pools))
+            light |= {"concept": concept, "pool": pool.astype(np.uint8), "options": options.astype(np.uint8)}
+            light |= {"source": np.full(count, number, np.uint8), "row": light["row"].astype(np.int32)}
+            parts.append(light)
     rows: Arrays = {"key": np.zeros(0, np.uint64)}
     if parts:
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -344,20 +339,21 @@ def _write(
 
 def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) -> Iterator[pa.Table]:
     """The entries with everything that stands in shards but the picture, one source shard after the other."""
-    code = part["source"].astype(np.int64) << 32 | part["shard"]
-    starts = np.flatnonzero(np.diff(code, prepend=-1))
-    for first, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(code)], strict=True):
+    first, count = 0, len(part["row"])
+    while first < count:
         source = sources[int(part["source"][first])]
-        shard = source.names[int(part["shard"][first])]
-        for low in range(first, stop, MOST_AT_ONCE):
-            here = slice(low, min(stop, low + MOST_AT_ONCE))
-            rows, at = np.unique(part["row"][here], return_inverse=True)
-            table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["_row"])
-            width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
-            fixed = {name: part[name][here] for name in PLANNED} | {"bucket_width": width, "bucket_height": height}
-            names = pa.array([shard] * len(at))
-            private = {f"_{name}": column for name, column in fixed.items()}
-            yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
+        same = part["shard" if source.rotates else "source"][first : first + MOST_AT_ONCE]
+        here = slice(first, first + int(np.searchsorted(same, same[0], "right")))
+        pairs, at = np.unique(part["shard"][here].astype(np.int64) << 32 | part["row"][here], return_inverse=True)
+        of, numbers = pairs >> 32, pairs & 0xFFFFFFFF
+        rows = {int(shard): numbers[of == shard].tolist() for shard in np.unique(of)}
+        table = source.full(rows).take(pa.array(at)).drop_columns(["_row"])
+        width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
+        fixed = {name: part[name][here] for name in PLANNED} | {"bucket_width": width, "bucket_height": height}
+        names = pa.array(np.array(source.names, object)[part["shard"][here]], pa.string())
+        private = {f"_{name}": column for name, column in fixed.items()}
+        yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
+        first = here.stop
 
 
 def version_of(settings: Settings) -> dict[str, Any]:
