@@ -52,6 +52,8 @@ PLANNED = (
 MOST_AT_ONCE = 10_000  # rows whose captions are in memory
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
 GUESSED_BYTES = 100_000
+NO_SIZE = -2  # in place of a bucket
+MOST_BYTES = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,10 @@ def make(settings: Settings, files: Files, version: Mapping[str, Any] | None = N
     cells: dict[str, tuple[Cell, ...]] = {}
     jobs: list[Job] = []
     for split, name in enumerate(SPLITS):
-        part = {column: values[entries["split"] == split] for column, values in entries.items()}
-        if not len(part["key"]):
+        here = entries["split"] == split
+        if not here.any():
             continue
+        part = {column: values if here.all() else values[here] for column, values in entries.items()}
         part["cell"], cells[name] = celled(part["bucket"], part["concept"], part["options"], len(concepts))
         part["rank"] = ranked(part["key"], part["cell"], settings.seed)
         counts = _write(name, part, sources, settings, sizes, files)
@@ -187,13 +190,16 @@ def _rows(
             options = (light["raw"] > 0) * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
             for name in DERIVED:
                 unseen[name] += int(light.pop(f"unseen_{name}").sum())
+            width, height = light.pop("width"), light.pop("height")
+            bucket = np.where((width > 0) & (height > 0), buckets.assign(width, height, sizes), NO_SIZE)
             concept, pool = coded(light.pop("concept"), concepts), coded(light.pop("pool"), dict(pools))
             light |= {"concept": concept, "pool": pool.astype(np.uint8), "options": options.astype(np.uint8)}
             light |= {"source": np.full(count, number, np.uint8), "row": light["row"].astype(np.int32)}
+            light |= {"bytes": light["bytes"].clip(0, MOST_BYTES).astype(np.uint32), "bucket": bucket.astype(np.int16)}
             parts.append(light)
     rows: Arrays = {"key": np.zeros(0, np.uint64)}
-    if parts:
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if parts:  # a column at a time, so that hardly more than all of them is in memory
+        rows = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     if not len(rows["key"]):
         return rows, ()
     order = sorted(concepts)
@@ -201,15 +207,15 @@ def _rows(
     rows["content"] = contents(rows.pop("group"), rows.pop("digest"), rows["key"])
 
     def keep(reason: str, good: npt.NDArray[np.bool_]) -> None:
-        left_out[reason] += int(len(good) - good.sum())
-        for name in rows:
-            rows[name] = rows[name][good]
+        if not good.all():
+            left_out[reason] += int(len(good) - good.sum())
+            for name in rows:
+                rows[name] = rows[name][good]
 
     keep("no usable caption", (rows["options"] & (RAW | EN | ZH)) != 0)
-    keep("no size", (rows["width"] > 0) & (rows["height"] > 0))
-    rows["bucket"] = buckets.assign(rows["width"], rows["height"], sizes)
+    keep("no size", rows["bucket"] != NO_SIZE)
     keep("too far from every bucket", rows["bucket"] >= 0)
-    rows["weight"] = rows["weight"] * np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
+    rows["weight"][rows["pool"] == POOLS.index("top")] *= settings.top_weight
     if settings.rows:
         text = rows["pool"] == POOLS.index("text")
         few = min(int(text.sum()), math.floor(Fraction(str(settings.text_cap)) * settings.rows))
@@ -227,10 +233,19 @@ def contents(group: npt.NDArray[np.uint64], digest: npt.NDArray[np.uint64], key:
 
     bytes_ = np.where(digest != 0, digest, key)
     name = np.where(group != 0, group, bytes_)
-    forest = Forest(len(key))
+    linked = np.flatnonzero(_repeated(name) | _repeated(bytes_))  # the others are alone
+    forest = Forest(len(linked))
     for shared in (name, bytes_):
-        forest.join(first_equal(shared[:, None]), np.arange(len(key)))
-    return name[forest.root]
+        forest.join(first_equal(shared[linked][:, None]), np.arange(len(linked)))
+    name[linked] = name[linked[forest.root]]
+    return name
+
+
+def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Where a key stands that comes more than once."""
+    order = np.sort(keys)
+    found: npt.NDArray[np.bool_] = np.isin(keys, np.unique(order[1:][order[1:] == order[:-1]]))
+    return found
 
 
 def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: object) -> npt.NDArray[np.int64]:
@@ -273,14 +288,15 @@ def _sources(settings: Settings) -> list[Source]:
 
 
 def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays:
-    """Rows to entries: each with its split, and as often as its weight says (in validation once).
+    """Rows to entries: each with its split, and as often as its weight says (in validation once). Empties `rows`.
 
     In each split the rows of rendered text that are first in keyed order stay, as far as the cap goes.
     """
     split = (uniform(rows["content"], settings.seed, "split") < settings.validation).astype(np.uint8)
-    whole = np.floor(rows["weight"])
-    extra = uniform(rows["key"], settings.seed, "copies") < rows["weight"] - whole
-    times = np.where(split == 0, whole.astype(np.int64) + extra, 1)
+    weight = rows.pop("weight")
+    whole = np.floor(weight).astype(np.int32)
+    extra = uniform(rows["key"], settings.seed, "copies") < weight - whole
+    times = np.where(split == 0, whole + extra, 1)
     cap = Fraction(str(settings.text_cap))
     text = rows["pool"] == POOLS.index("text")
     for number in range(len(SPLITS)):
@@ -290,36 +306,38 @@ def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays
         beyond = here[np.cumsum(times[here]) > most]
         times[beyond] = 0
         left_out["beyond text-cap"] += len(beyond)
-    entries = {name: np.repeat(values, times) for name, values in rows.items()}
-    entries["split"] = np.repeat(split, times)
-    starts = np.repeat(np.cumsum(times) - times, times)
-    entries["copy"] = (np.arange(len(starts)) - starts).astype(np.int32)
+    rows["split"] = split
+    once = bool((times == 1).all())
+    # `rows` is emptied on the way: it and the entries would be twice the memory.
+    entries = {name: rows.pop(name) if once else np.repeat(rows.pop(name), times) for name in list(rows)}
+    entries["copy"] = np.zeros(len(entries["key"]), np.int32)
+    if not once:
+        entries["copy"] = (np.arange(len(entries["key"])) - np.repeat(np.cumsum(times) - times, times)).astype(np.int32)
     again = entries["copy"] > 0
     copy = entries["copy"][again].astype(np.uint64)
     entries["key"][again] = mixed(entries["key"][again] ^ mixed(copy, "copy"), "entry")
     return entries
 
 
-def cuts(size: npt.NDArray[np.int64], limit: int, most: int) -> list[int]:
-    """Where shards (or row groups) end, so that each has about `limit` bytes and at most `most` entries."""
-    ends, held, count = [], 0, 0
-    for at, length in enumerate(size.tolist()):
-        if count and (held + length > limit or count == most):
-            ends.append(at)
-            held = count = 0
-        held += length
-        count += 1
-    return [*ends, len(size)]
+def cuts(size: npt.NDArray[Any], limit: int, most: int) -> list[int]:
+    """Where shards (or row groups) end, so that each has `limit` bytes and `most` entries at most, or one entry."""
+    held = np.cumsum(size, dtype=np.int64)
+    ends = [0]
+    while ends[-1] < len(size):
+        before = held[ends[-1] - 1] if ends[-1] else 0
+        stop = int(np.searchsorted(held, before + limit, "right"))
+        ends.append(min(max(stop, ends[-1] + 1), ends[-1] + most, len(size)))
+    return ends[1:]
 
 
 def _write(
     split: str, part: Arrays, sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...], files: Files
 ) -> list[int]:
     """Write the plan's files of one split; returns the number of entries of each shard."""
-    length = part["bytes"]
+    length = part.pop("bytes")
     if settings.resize:
-        length = np.array([w * h // 4 for w, h in sizes], np.int64)[part["bucket"]]
-    part["length"] = np.where(length > 0, length, GUESSED_BYTES)
+        length = np.array([w * h // 4 for w, h in sizes], np.uint32)[part["bucket"]]
+    part["length"] = np.where(length > 0, length, np.uint32(GUESSED_BYTES))
     ends = cuts(part["length"], settings.shard_mb * 1_000_000, settings.shard_rows)
     held: list[pa.Table] = []
     count, number, first = 0, 0, 0
