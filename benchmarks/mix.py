@@ -174,7 +174,7 @@ def planning(folder: Path, rows: int) -> dict[str, Any]:
             facts: dict[str, list[Any]] = {
                 "bytes": [250_000] * SHARD_ROWS, "width": noise.integers(512, 2048, SHARD_ROWS).tolist(),
                 "height": noise.integers(512, 2048, SHARD_ROWS).tolist(),
-                "sha256": [data.tobytes().hex() for data in noise.integers(0, 255, (SHARD_ROWS, 32), np.uint8)],
+                "sha256": [f"{name}{i:0{64 - len(name)}x}" for i in range(SHARD_ROWS)],
             }  # fmt: skip
             parts_of_shard(files, name, captions, facts)
         finished(
@@ -183,7 +183,7 @@ def planning(folder: Path, rows: int) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", PLAN, str(at / "store"), str(at / "out")], check=True, capture_output=True, text=True
         )
-        seconds, peak = done.stdout.split()
+        seconds, peak = done.stdout.splitlines()[-1].split()
         found[f"{count}_s"], found[f"{count}_mb"] = round(float(seconds), 1), round(int(peak) / 1000)
         shutil.rmtree(at)
     found["bytes_a_row"] = round((found[f"{rows}_mb"] - found[f"{rows // 100}_mb"]) * 1e6 / (rows - rows // 100))

@@ -23,7 +23,7 @@ from curate.errors import CurateError, UsageError, nearest
 
 KINDS = ("inline", "processes", "ray")
 AHEAD = 2  # jobs handed out for each worker
-INLINE = 2  # jobs at once in this process: one is hashed and synced while the next is read
+INLINE = 2  # jobs at once in this process: their reads, hashes and writes need no lock of Python
 EARLY = 4  # processes that start before there are jobs; the others when there is one for them
 
 R = TypeVar("R")
@@ -86,7 +86,7 @@ def _load(module: str) -> None:
 
 
 def _watch() -> None:
-    """End this worker when its parent does, however it does: killed with -9, it can tell nobody."""
+    """End this worker when its parent does, however it does: one that is killed with -9 tells nobody."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
