@@ -39,7 +39,7 @@ from curate.mix.stream import Stream
 from curate.read.pages import Piece, in_memory
 from curate.store.files import Files, ObjectFiles, open_files
 
-GROUP_BYTES = 8_000_000  # of the pictures of a row group, about
+GROUP_BYTES = 32_000_000  # of the pictures of a row group, about
 READ_ROWS = 32  # pictures in memory at once, where they have to be read or drawn first
 HEAD_BYTES = 2048  # of a picture, enough to tell its format
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
