@@ -1,6 +1,6 @@
 """Which rows a mix takes, in which split, bucket and cell, and which shard of the export holds them.
 
-The plan reads light columns of all rows (about 60 bytes a row in memory), then writes one small Parquet file for each
+The plan reads light columns of all rows, then writes one small Parquet file for each
 shard of the export with all that the shard holds but the pictures: `.plan/train-00000.parquet`. From there on every
 shard is made by itself, on any worker, and the same plan gives the same bytes.
 """
