@@ -114,10 +114,10 @@ def make_store(folder: Path, gb: float) -> Path:
     spec = InputSpec(str(folder / "shards"))
     files = LocalFiles(folder / "store")
     found = discover(spec)
-    for number, shard in enumerate(found):
+    for place, shard in enumerate(found):
         table = index(shard).table
-        at = [(number * per_shard + i) % len(pictures) for i in range(table.num_rows)]
-        facts = {
+        at = [(place * per_shard + i) % len(pictures) for i in range(table.num_rows)]
+        facts: dict[str, list[Any]] = {
             "bytes": [len(pictures[i]) for i in at], "width": [sizes[i][0] for i in at],
             "height": [sizes[i][1] for i in at], "sha256": [hashlib.sha256(pictures[i]).hexdigest() for i in at],
         }  # fmt: skip

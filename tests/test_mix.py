@@ -316,8 +316,8 @@ def test_verify_finds_what_was_tampered_with(folder: Path, tmp_path: Path) -> No
         index_path = out / "index" / f"{path.stem}.parquet"
         index = pq.read_table(index_path)
         pq.write_table(changed, path, compression="NONE", row_group_size=table.num_rows, use_dictionary=["pool"])
-        column = pages.Column(str(path), pq.ParquetFile(path), "image")
-        offsets = [column.at(row).at for row in range(table.num_rows)]
+        images = pages.Column(str(path), pq.ParquetFile(path), "image")
+        offsets = [piece and piece.at for piece in map(images.at, range(table.num_rows))]
         index = index.set_column(index.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
         pq.write_table(index, index_path)
         forge(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
 
@@ -25,7 +26,7 @@ HOLES = [None if i % 5 == 0 else value for i, value in enumerate(VALUES)]
 def column(path: Path, leaf: str = "image") -> list[bytes | None]:
     """All values of a column where they lie; None for null and where this way does not know."""
     found = pages.Column(str(path), pq.ParquetFile(path), leaf)
-    return [piece and piece.read() for piece in (found.at(row) for row in range(found.starts[-1]))]
+    return [None if piece is None else piece.read() for piece in map(found.at, range(found.starts[-1]))]
 
 
 @pytest.mark.parametrize("codec", ["NONE", "SNAPPY", "ZSTD", "GZIP", "BROTLI"])
@@ -123,8 +124,6 @@ def test_a_written_file_is_what_every_reader_reads(tmp_path: Path) -> None:
         offsets, sizes = parquet.write(stream, table, 1, [1, 60, count - 61], iter(pieces))
         digest, size = stream.close()
     data = path.read_bytes()
-    import hashlib
-
     assert hashlib.sha256(data).hexdigest() == digest and len(data) == size
     assert [data[a : a + n] for a, n in zip(offsets.tolist(), sizes.tolist(), strict=True)] == images
     whole = table.add_column(1, pa.field("image", pa.binary(), nullable=False), pa.array(images, pa.binary()))

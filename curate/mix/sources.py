@@ -465,7 +465,8 @@ def coded(texts: pa.ChunkedArray, codes: dict[str, int]) -> npt.NDArray[np.int32
     """A number for each text, by a table to which new texts are added as they come."""
     encoded = texts.combine_chunks().dictionary_encode()
     numbers = [codes.setdefault(text, len(codes)) for text in encoded.dictionary.to_pylist()]
-    return np.array(numbers, np.int32)[encoded.indices.to_numpy()]
+    found: npt.NDArray[np.int32] = np.array(numbers, np.int32)[encoded.indices.to_numpy()]
+    return found
 
 
 def _sizes(reader: Reader, table: pa.Table) -> dict[str, pa.Array]:
