@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import socket
 import subprocess
@@ -43,6 +44,7 @@ def s3_server() -> Iterator[str]:
             except OSError:
                 if time.monotonic() > deadline or server.poll() is not None:
                     raise
+                time.sleep(0.02)
         client(address).create_bucket(Bucket="bucket")
         yield address
     finally:
@@ -50,8 +52,9 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
+@functools.cache
 def client(address: str) -> Any:
-    """A boto3 client of the server."""
+    """A boto3 client of the server; to make one takes longer than many requests."""
     return boto3.client(
         "s3", endpoint_url=address, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
     )
@@ -74,7 +77,7 @@ ANSWERS = {
     "wrong": (400, b"<Error><Code>ExpiredToken</Code><Message>it is too old</Message></Error>"),
     "conflict": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
 }
-LATE_S = 0.5
+LATE_S = 0.1
 
 
 @contextmanager

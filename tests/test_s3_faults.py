@@ -37,6 +37,12 @@ def server() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times as short as with a server that is far away."""
+    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.01)
+
+
 @contextmanager
 def at(address: str, **more: str) -> Iterator[None]:
     """The environment in which clients find the server."""
@@ -164,10 +170,10 @@ def test_a_run_over_a_bad_connection_writes_the_same_parts(
     puts, rest = itertools.count(), itertools.count()
 
     def choose(number: int, method: str, path: str) -> str | None:
-        """Every fourth put and every eleventh other request fails, in all ways in turn."""
+        """Every third put and every eleventh other request fails, in all ways in turn."""
         if method == "PUT":
             at = next(puts)
-            return FAULTS[at // 4 % len(FAULTS)] if at % 4 == 3 else None
+            return FAULTS[at // 3 % len(FAULTS)] if at % 3 == 2 else None
         at = next(rest)
         return FAULTS[at // 11 % 4] if at % 11 == 3 else None
 
@@ -175,6 +181,7 @@ def test_a_run_over_a_bad_connection_writes_the_same_parts(
         recipe,
         input=dataclasses.replace(recipe.input, uri="s3://bucket/in"),
         store=dataclasses.replace(recipe.store, uri="s3://bucket/bad"),
+        engine=dataclasses.replace(recipe.engine, range_rows=20),
     )
     with faulty(server, choose) as (address, given), at(address, XDG_CACHE_HOME=str(finished_store.parent / "cache")):
         assert pipeline.run(remote, display=quiet()) == 0
