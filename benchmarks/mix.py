@@ -1,7 +1,9 @@
-"""`curate mix` against its targets: `python -m benchmarks.mix [decide|export|load] [--gb 1] [--rows 4000000]`.
+"""`curate mix` against its targets: `python -m benchmarks.mix [decide|plan|export|load] [--gb 1] [--rows 4000000]`.
 
 decide   rows a second of one core (processor time): captions of one epoch, alone and with the cells and ranks that are
          computed once for all epochs; target 2 million
+plan     the plan of an export over `--rows` rows, in a process of its own: seconds, and bytes of memory a row, above
+         a plan over a hundredth of them
 export   shards of photographs to a Parquet and a WebDataset export, against `cp` of the same input files with fsync,
          both by the same number of processes, turn and turn about; target 80 % of the copy's rate
 load     pictures a second of one MixDataset and one core, decoding included, at 512 px buckets: originals of 640 to
@@ -37,7 +39,6 @@ from benchmarks.scorers import jpegs
 from curate.mix import decide as d
 from curate.mix.export import export
 from curate.mix.keyed import mixed
-from curate.mix.loader import MixDataset
 from curate.mix.settings import Settings
 from curate.read import InputSpec, discover, index
 from curate.recipe import Input, Recipe, StoreAt, to_toml
@@ -48,6 +49,17 @@ from schemas.columns import part_schema
 from workers.picture import header_size
 
 PATH = ("input", "size", "identity", "caption", "translate")
+VERSIONS = {op: Version(op, f"{i:016x}") for i, op in enumerate(PATH)}
+SHARD_ROWS = 10_000
+PLAN = """
+import resource, sys, time
+from curate.mix import plan
+from curate.mix.settings import Settings
+from curate.store.files import open_files
+clock = time.perf_counter()
+plan.make(Settings(sys.argv[1], validation=0.01), open_files(sys.argv[2]))
+print(time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 COPY = """
 import os, shutil, sys
 for name in sys.argv[2:]:
@@ -99,43 +111,84 @@ def make_store(folder: Path, gb: float) -> Path:
         pq.write_table(
             pa.table(table), folder / "shards" / f"s-{shard:05d}.parquet", compression="NONE", row_group_size=200
         )
-    versions = {op: Version(op, f"{i:016x}") for i, op in enumerate(PATH)}
-    files = LocalFiles(folder / "store")
     spec = InputSpec(str(folder / "shards"))
+    files = LocalFiles(folder / "store")
     found = discover(spec)
-    for number, shard in enumerate(found):
+    for place, shard in enumerate(found):
         table = index(shard).table
-        count = table.num_rows
-        at = [(number * per_shard + i) % len(pictures) for i in range(count)]
-        columns: dict[str, list[Any]] = {
+        at = [(place * per_shard + i) % len(pictures) for i in range(table.num_rows)]
+        facts: dict[str, list[Any]] = {
             "bytes": [len(pictures[i]) for i in at], "width": [sizes[i][0] for i in at],
             "height": [sizes[i][1] for i in at], "sha256": [hashlib.sha256(pictures[i]).hexdigest() for i in at],
-            "caption_en": [f"a synthetic caption of some length, number {i} " * 8 for i in range(count)],
-            "caption_zh": [f"一段合成的描述，第{i}号。" * 8 for i in range(count)],
         }  # fmt: skip
-        fixed = {"shard": pa.array([shard.id] * count), "row": pa.array(range(count), pa.int64())}
-        own = dict(zip(table.column_names, table.columns, strict=True))
-        empty = {"error": pa.nulls(count, pa.string()), "message": pa.nulls(count, pa.string())}
-        publish(files, versions["input"], shard.id, pa.table({**fixed, **own, **empty}))
-        for operator in PATH[1:]:
-            schema = part_schema(operator)
-            known = fixed | {
-                name: pa.array(v, schema.field(name).type) for name, v in columns.items() if name in schema.names
-            }
-            values = [known.get(field.name, pa.nulls(count, field.type)) for field in schema]
-            publish(files, versions[operator], shard.id, pa.Table.from_arrays(values, schema=schema))
-    for version in versions.values():
+        parts_of_shard(files, shard.id, table, facts)
+    finished(files, spec, [{"shard": s.id, "uri": s.uri, "format": s.format} for s in found])
+    return folder / "store"
+
+
+def parts_of_shard(files: LocalFiles, shard: str, table: pa.Table, facts: dict[str, list[Any]]) -> None:
+    """Publish the parts of one shard: its input columns, the facts of its pictures, and two captions a row."""
+    count = table.num_rows
+    columns: dict[str, list[Any]] = facts | {
+        "caption_en": [f"a synthetic caption of some length, number {i} " * 8 for i in range(count)],
+        "caption_zh": [f"一段合成的描述，第{i}号。" * 8 for i in range(count)],
+    }
+    fixed = {"shard": pa.array([shard] * count), "row": pa.array(range(count), pa.int64())}
+    own = dict(zip(table.column_names, table.columns, strict=True))
+    empty = {"error": pa.nulls(count, pa.string()), "message": pa.nulls(count, pa.string())}
+    publish(files, VERSIONS["input"], shard, pa.table({**fixed, **own, **empty}))
+    for operator in PATH[1:]:
+        schema = part_schema(operator)
+        known = fixed | {
+            name: pa.array(v, schema.field(name).type) for name, v in columns.items() if name in schema.names
+        }
+        values = [known.get(field.name, pa.nulls(count, field.type)) for field in schema]
+        publish(files, VERSIONS[operator], shard, pa.Table.from_arrays(values, schema=schema))
+
+
+def finished(files: LocalFiles, spec: InputSpec, shards: list[dict[str, Any]]) -> None:
+    """Record a finished run over the shards, and build the index."""
+    for version in VERSIONS.values():
         described = {"operator": version.operator, "fingerprint": version.fingerprint, "facts": {}}
         files.create(f"{version.folder}/operator.json", json.dumps(described).encode())
     record = {
         "run_id": "20260101T000000", "started": "2026-01-01T00:00:00+00:00", "state": "finished",
         "recipe": to_toml(dataclasses.replace(Recipe(), input=Input(spec.uri), store=StoreAt(files.uri))),
-        "versions": [{"operator": v.operator, "fingerprint": v.fingerprint} for v in versions.values()],
-        "shards": [{"shard": s.id, "uri": s.uri, "format": s.format} for s in found], "predicates": [],
+        "versions": [{"operator": v.operator, "fingerprint": v.fingerprint} for v in VERSIONS.values()],
+        "shards": shards, "predicates": [],
     }  # fmt: skip
     files.replace(f"runs/{record['run_id']}/run.json", json.dumps(record).encode())
-    Store(folder / "store").ingest()
-    return folder / "store"
+    Store(files.uri).ingest()
+
+
+def planning(folder: Path, rows: int) -> dict[str, Any]:
+    """Seconds and peak memory of the plan of an export of `rows` rows, 10,000 to a shard; no pictures are there."""
+    found: dict[str, Any] = {"rows": rows}
+    noise = np.random.default_rng(0)
+    for count in (rows // 100, rows):
+        at = folder / f"plan-{count}"
+        files = LocalFiles(at / "store")
+        names = [f"s-{number:05d}" for number in range(-(-count // SHARD_ROWS))]
+        for name in names:
+            captions = pa.table({"caption_raw": [f"photograph {name} {i}" for i in range(SHARD_ROWS)]})
+            facts: dict[str, list[Any]] = {
+                "bytes": [250_000] * SHARD_ROWS, "width": noise.integers(512, 2048, SHARD_ROWS).tolist(),
+                "height": noise.integers(512, 2048, SHARD_ROWS).tolist(),
+                "sha256": [f"{name}{i:0{64 - len(name)}x}" for i in range(SHARD_ROWS)],
+            }  # fmt: skip
+            parts_of_shard(files, name, captions, facts)
+        finished(
+            files, InputSpec(str(at)), [{"shard": n, "uri": f"{at}/{n}.parquet", "format": "parquet"} for n in names]
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", PLAN, str(at / "store"), str(at / "out")], check=True, capture_output=True, text=True
+        )
+        seconds, peak = done.stdout.splitlines()[-1].split()
+        found[f"{count}_s"], found[f"{count}_mb"] = round(float(seconds), 1), round(int(peak) / 1000)
+        shutil.rmtree(at)
+    found["bytes_a_row"] = round((found[f"{rows}_mb"] - found[f"{rows // 100}_mb"]) * 1e6 / (rows - rows // 100))
+    print("plan: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    return found
 
 
 def copy(folder: Path, processes: int) -> float:
@@ -182,6 +235,8 @@ def loading(folder: Path, store: Path) -> dict[str, Any]:
     """Pictures a second of one core, and how long a consumer of 200 a second waits with one worker."""
     import torch
 
+    from curate.mix.loader import MixDataset  # not above: every worker process of an export would import torch
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     found: dict[str, Any] = {}
@@ -225,9 +280,9 @@ def loading(folder: Path, store: Path) -> dict[str, Any]:
 def main() -> None:
     """Print figures and the RESULT line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["decide", "export", "load"])
+    parser.add_argument("what", nargs="*", default=["decide", "plan", "export", "load"])
     parser.add_argument("--gb", type=float, default=1.0, help="size of the exported store, 10^9 bytes")
-    parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the decision")
+    parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the decision and of the plan")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     asked = parser.parse_args()
@@ -236,6 +291,8 @@ def main() -> None:
         figures["decide"] = decision(asked.rows)
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
+        if "plan" in asked.what:
+            figures["plan"] = planning(folder, asked.rows)
         if {"export", "load"} & set(asked.what):
             store = make_store(folder, asked.gb)
         if "export" in asked.what:

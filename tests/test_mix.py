@@ -28,16 +28,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mixed_store import Row, picture
+from small_ledger import Clock, people
 from typer.testing import CliRunner
 
 from curate import cli
 from curate.dedup import Settings as Settings_of_dedup
 from curate.dedup import dedup
 from curate.errors import CurateError, UsageError
-from curate.mix import MixDataset, buckets, card, manifest, plan, shards
+from curate.mix import MixDataset, buckets, card, manifest, plan, shards, sources
 from curate.mix.export import export, finish
 from curate.mix.settings import Settings
 from curate.mix.verify import verify
+from curate.rate import campaign, queue, votes
+from curate.rate.ledger import Ledger
+from curate.read import pages
 from curate.store import Store
 from curate.store.files import LocalFiles, open_files
 
@@ -312,10 +316,8 @@ def test_verify_finds_what_was_tampered_with(folder: Path, tmp_path: Path) -> No
         index_path = out / "index" / f"{path.stem}.parquet"
         index = pq.read_table(index_path)
         pq.write_table(changed, path, compression="NONE", row_group_size=table.num_rows, use_dictionary=["pool"])
-        images = changed["image"].to_pylist()
-        with path.open("rb") as file:
-            start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
-            offsets = shards.spans(file, start, [len(i) for i in images], [i[:32] for i in images])
+        images = pages.Column(str(path), pq.ParquetFile(path), "image")
+        offsets = [piece and piece.at for piece in map(images.at, range(table.num_rows))]
         index = index.set_column(index.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
         pq.write_table(index, index_path)
         forge(out)
@@ -785,3 +787,98 @@ def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Pat
     assert 5 <= moved[0] < 30
     export(asked, str(tmp_path / "whole"), "inline")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from curate.mix.jobs import Workers\n"
+        "def wait(path):\n"
+        "    open(path, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers('processes', 2) as pool:\n"
+        "        list(pool.run(wait, [(name,) for name in sys.argv[1:]]))\n"
+    )
+    (tmp_path / "work.py").write_text(code)
+    names = [tmp_path / "a", tmp_path / "b"]
+    running = subprocess.Popen([sys.executable, str(tmp_path / "work.py"), *map(str, names)], stdout=subprocess.PIPE)
+    while not all(name.exists() and name.read_text() for name in names):
+        assert running.poll() is None
+        os.sched_yield()
+    running.kill()
+    assert running.stdout is not None
+    with running.stdout:  # all that inherited it must end first
+        assert running.stdout.read() == b""
+    running.wait()
+
+
+def test_pictures_that_people_put_in_the_highest_tier_are_the_pool_top(tmp_path: Path) -> None:
+    store = Store(mixed_store.make(tmp_path, [[Row(i) for i in range(6)], [Row(0), *(Row(i) for i in range(10, 15))]]))
+    ledger = Ledger(tmp_path / "store" / "ratings.sqlite", Clock())
+    made = campaign.create(ledger, store, campaign.Plan("all", where="TRUE", votes=2, gold_every=0, repeat_every=0))
+    tiers: dict[str, list[int]] = {}
+    leased = "SELECT sha256 FROM leases JOIN items ON items.id = item_id WHERE leases.id = ?"
+    for user, least in zip(people(ledger, 2), ("6", "a"), strict=True):  # two who do not agree on everything
+        while tasks := ledger.write(lambda db, u=user: queue.lease(db, made, u, 1, [], ledger.clock())):  # type: ignore[misc]
+            (sha256,) = ledger.read().execute(leased, [tasks[0].lease]).fetchone()
+            tiers.setdefault(sha256, []).append(5 if sha256 >= least else 2)
+            action = votes.Action(f"{user}-{tasks[0].lease}", "vote", lease=tasks[0].lease, tier=tiers[sha256][-1])
+            ledger.write(lambda db, u=user, a=action: votes.apply(db, made, u, a, 5))  # type: ignore[misc]
+    ledger.close()
+    before = plan.version_of(Settings(str(tmp_path / "store")))["tiers"]
+    store.ingest()
+    decided = dict(store.rows("SELECT sha256, tier FROM consensus"))
+    store.close()
+    highest = {sha256 for sha256, tier in decided.items() if tier == 5}
+    assert highest >= {sha256 for sha256, of in tiers.items() if of == [5, 5]} and 0 < len(highest) < len(decided)
+    asked = Settings(str(tmp_path / "store"), buckets="64x64", top_weight=3, columns=("tier",))
+    assert plan.version_of(asked)["tiers"] != before  # a new vote is a new mix
+    found = export(asked, str(tmp_path / "out"), "inline")
+    rows = read(tmp_path / "out")
+    assert {row["sha256"] for row in rows if row["pool"] == "top"} == highest
+    assert all(row["tier"] == decided.get(row["sha256"]) for row in rows)
+    pools = Counter((row["pool"], row["row_id"]) for row in rows)
+    assert {times for (pool, _), times in pools.items() if pool == "top"} == {3} and len(pools) == 12
+    assert found["splits"]["train"]["achieved"]["0"]["by_pool"]["top"]["entries"] == 3 * sum(
+        pool == "top" for pool, _ in pools
+    )
+    assert verify(str(tmp_path / "out"), "inline") == []
+
+
+@pytest.mark.parametrize("format", ["parquet", "struct", "webdataset", "folder"])
+def test_original_bytes_come_from_any_kind_of_shard(tmp_path: Path, format: str) -> None:
+    import tarfile
+
+    images = [picture(i, SIZES[i % 5]) for i in range(9)]
+    source = tmp_path / "source"
+    source.mkdir()
+    if format in ("parquet", "struct"):
+        column = pa.array([*images, None], pa.binary())
+        if format == "struct":  # as Hugging Face has it; the last one is a file
+            (source / "p.jpg").write_bytes(picture(9, (64, 64)))
+            column = pa.StructArray.from_arrays([column, pa.array(["p.jpg"] * 10)], ["bytes", "path"])
+        pq.write_table(pa.table({"image": column, "caption": ["a"] * 10}), source / "a.parquet", row_group_size=4)
+    elif format == "webdataset":
+        with tarfile.open(source / "a.tar", "w") as archive:
+            for i, data in enumerate(images):
+                member = tarfile.TarInfo(f"{i:03d}.jpg")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    else:
+        for i, data in enumerate(images):
+            (source / f"{i:03d}.jpg").write_bytes(data)
+    place = sources.folder(str(source))
+    (name,) = place.shards
+    pictures = place.pictures(name)
+    rows = [0, 3, 4, 8, 9] if format == "struct" else [0, 3, 4, 8]
+    assert [piece.read() for piece in pictures.read(rows)] == [
+        picture(i, SIZES[i % 5] if i < 9 else (64, 64)) for i in rows
+    ]
+    if format == "parquet":
+        with pytest.raises(CurateError, match=r"a\.parquet:9|a:9"):
+            pictures.read([8, 9])
+    if format == "webdataset":
+        (source / "a.tar").write_bytes((source / "a.tar").read_bytes()[:3000])
+        with pytest.raises(CurateError, match="become shorter"):
+            place.pictures(name).read([8])[0].read()

@@ -47,12 +47,24 @@ def export(
         raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
     if not planned:
         _free(files, settings, out)
-        told("choosing rows")
-        planned = plan.make(settings, files, version)
+    with jobs.Workers(kind, workers, shards.__name__) as pool:
+        if not planned:
+            told("choosing rows")
+            planned = plan.make(settings, files, version)
+        done = _shards(files, planned, pool, told, moved)
+    made = finish(files, planned, [done[job] for job in planned.jobs])
+    files.delete(plan.FOLDER)
+    return made
+
+
+def _shards(
+    files: Files, planned: plan.Plan, pool: jobs.Workers, told: Told, moved: Moved
+) -> dict[plan.Job, shards.Receipt]:
+    """Make the shards that have no receipt yet; returns those of all."""
     for operator, count in planned.unseen.items():
         told(
             f"{count:,} rows are in the mix that `{operator}` has not judged (they came later, or its --where left out "
-            f"what they are); run again: curate {operator} {settings.store}"
+            f"what they are); run again: curate {operator} {planned.settings.store}"
         )
     done = {job: found for job in planned.jobs if (found := shards.receipt(files, job))}
     todo = [job for job in planned.jobs if job not in done]
@@ -60,13 +72,11 @@ def export(
     told(f"{total:,} entries in {len(planned.jobs)} shards" + (f", {len(done)} of them done before" if done else ""))
     count = sum(job.entries for job in done)
     moved(count, total)
-    for receipt in jobs.run(shards.make, [(files.uri, mark, job) for job in todo], kind, workers):
+    for receipt in pool.run(shards.make, [(files.uri, planned.fingerprint, job) for job in todo]):
         done[receipt.job] = receipt
         count += receipt.job.entries
         moved(count, total)
-    made = finish(files, planned, [done[job] for job in planned.jobs])
-    files.delete(plan.FOLDER)
-    return made
+    return done
 
 
 def _free(files: Files, settings: Settings, out: str) -> None:

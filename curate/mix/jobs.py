@@ -7,45 +7,71 @@ retries are right for that, and a plain pool does without Ray.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import select
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+from types import TracebackType
 from typing import Any, TypeVar
 
 from curate.errors import CurateError, UsageError, nearest
 
 KINDS = ("inline", "processes", "ray")
 AHEAD = 2  # jobs handed out for each worker
+INLINE = 2  # jobs at once in this process: their reads, hashes and writes need no lock of Python
+EARLY = 4  # processes that start before there are jobs; the others when there is one for them
 
 R = TypeVar("R")
 
 
-def run(function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], kind: str, workers: int = 0) -> Iterator[R]:
-    """`function(*job)` of every job, in no order; the first exception is raised and what has not begun is dropped.
+class Workers:
+    """Workers of one kind (`inline`, `processes`, `ray`), to be left with `with`.
 
-    `workers` 0: one for each CPU of this machine, or of the Ray cluster.
+    `count` 0: one for each CPU of this machine, or of the Ray cluster. Processes start at once and import `module`,
+    while the caller still finds out what there is to do.
     """
-    if kind not in KINDS:
-        raise UsageError(f"--engine {kind!r} is not known{nearest(kind, KINDS)}")
-    if kind == "inline" or not jobs:
-        yield from (function(*job) for job in jobs)
-    elif kind == "ray":
-        yield from _ray(function, jobs, workers)
-    else:
-        yield from _processes(function, jobs, min(len(jobs), workers or os.cpu_count() or 1))
 
+    def __init__(self, kind: str, count: int = 0, module: str = "") -> None:
+        if kind not in KINDS:
+            raise UsageError(f"--engine {kind!r} is not known{nearest(kind, KINDS)}")
+        self.kind, self.count = kind, count
+        self.pool: Executor | None = None
+        if kind == "inline":
+            self.count = INLINE
+            self.pool = ThreadPoolExecutor(INLINE)
+        elif kind == "processes":
+            self.count = count or os.cpu_count() or 1
+            # Spawned and not forked: the parent has threads of Arrow and DuckDB, whose locks a fork would copy as they
+            # stand.
+            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _watch)
+            for _ in range(min(self.count, EARLY) if module else 0):
+                self.pool.submit(_load, module)
 
-def _processes(function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[R]:
-    # Spawned and not forked: the parent has threads of Arrow and DuckDB, whose locks a fork would copy as they stand.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def run(self, function: Callable[..., R], jobs: Sequence[tuple[Any, ...]]) -> Iterator[R]:
+        """`function(*job)` of every job, in no order; the first exception is raised and what has not begun dropped."""
+        if self.pool is None:
+            yield from _ray(function, jobs, self.count)
+            return
         waiting = iter(jobs)
         under_way: set[Future[R]] = set()
         try:
             while True:
-                while len(under_way) < AHEAD * workers and (job := next(waiting, None)) is not None:
-                    under_way.add(pool.submit(function, *job))
+                while len(under_way) < AHEAD * self.count and (job := next(waiting, None)) is not None:
+                    under_way.add(self.pool.submit(function, *job))
                 if not under_way:
                     return
                 ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
@@ -53,8 +79,22 @@ def _processes(function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], work
                     yield future.result()
         except BrokenProcessPool:
             raise CurateError("a worker process died (out of memory?); run the same command to go on") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+
+def _load(module: str) -> None:
+    importlib.import_module(module)
+
+
+def _watch() -> None:
+    """End this worker when its parent does, however it does: one that is killed with -9 tells nobody."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    select.select([sentinel], [], [])
+    os._exit(1)
 
 
 def _ray(function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[R]:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 BLOCK = 256
 WINDOW = 64  # blocks shuffled together
 CHUNK = 32  # single entries read at once
-TEXT_GROUPS = 512  # row groups whose captions are kept in memory, about 100 kB each
+TEXT_GROUPS = 128  # row groups whose captions are kept in memory, about 400 kB each
 OPEN_SHARDS = 128
 MOST_WORKERS = 1024  # of one DataLoader
 

@@ -24,7 +24,7 @@ from curate.synth.words import FLOOR
 from schemas.columns import DERIVED
 
 NAME = "manifest.json"
-FORMAT = "mix/2"
+FORMAT = "mix/3"
 # What a loader needs to draw the specs of rendered text (--keep-specs), in a folder of the release.
 SPECS = "specs"
 WORLD = ("manifest.json", "synth.toml", "lexicon.tsv", "photographs.arrow")

@@ -1,6 +1,6 @@
 """Which rows a mix takes, in which split, bucket and cell, and which shard of the export holds them.
 
-The plan reads light columns of all rows (about 60 bytes a row in memory), then writes one small Parquet file for each
+The plan reads light columns of all rows, then writes one small Parquet file for each
 shard of the export with all that the shard holds but the pictures: `.plan/train-00000.parquet`. From there on every
 shard is made by itself, on any worker, and the same plan gives the same bytes.
 """
@@ -30,13 +30,13 @@ from curate.mix import buckets
 from curate.mix.decide import EN, RAW, ZH, Cell, celled, ranked
 from curate.mix.keyed import mixed, salt, uniform
 from curate.mix.settings import Settings, described, from_json
-from curate.mix.sources import Place, Source, folder, is_store, specs
+from curate.mix.sources import Place, Source, coded, folder, is_store, specs
 from curate.read import InputSpec, Shard, index
 from curate.store import Store
 from curate.store.files import Files
 from curate.store.parts import Version, list_parts
 
-VERSION = 1  # of all that decides the bytes of a mix beside its settings and rows
+VERSION = 2  # of all that decides the bytes of a mix beside its settings and rows
 FOLDER = ".plan"
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
@@ -47,11 +47,13 @@ PLACES = ("uri", "root", "python", "endpoint", "requests", "timeout_s", "retries
 # What the plan's files say of each entry beside what stands in the shards; with `_` before the name.
 PLANNED = (
     "source", "row", "key", "content", "copy", "options", "cell", "rank", "raw", "en", "zh", "bucket", "concept",
-    "pool",
+    "pool", "length",
 )  # fmt: skip
 MOST_AT_ONCE = 10_000  # rows whose captions are in memory
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
 GUESSED_BYTES = 100_000
+NO_SIZE = -2  # in place of a bucket
+MOST_BYTES = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,10 @@ def make(settings: Settings, files: Files, version: Mapping[str, Any] | None = N
     cells: dict[str, tuple[Cell, ...]] = {}
     jobs: list[Job] = []
     for split, name in enumerate(SPLITS):
-        part = {column: values[entries["split"] == split] for column, values in entries.items()}
-        if not len(part["key"]):
+        here = entries["split"] == split
+        if not here.any():
             continue
+        part = {column: values if here.all() else values[here] for column, values in entries.items()}
         part["cell"], cells[name] = celled(part["bucket"], part["concept"], part["options"], len(concepts))
         part["rank"] = ranked(part["key"], part["cell"], settings.seed)
         counts = _write(name, part, sources, settings, sizes, files)
@@ -179,26 +182,24 @@ def _rows(
     """
     parts: list[Arrays] = []
     concepts: dict[str, int] = {}
+    pools = {name: number for number, name in enumerate(POOLS)}
     for number, source in enumerate(sources):
-        for at, shard in enumerate(source.names):
-            light = source.light(shard)
+        for first, stop in source.together():
+            light = source.light(first, stop)
             count = len(light["row"])
-            names = [concepts.setdefault(name, len(concepts)) for name in light.pop("concept")]
-            pools = [POOLS.index(name) for name in light.pop("pool")]
             options = (light["raw"] > 0) * RAW + (light["en"] > 0) * EN + (light["zh"] > 0) * ZH
             for name in DERIVED:
-                unseen[name] += int(light[f"unseen_{name}"].sum())
-            parts.append({
-                "key": light["key"], "group": light["group"], "digest": light["digest"], "row": light["row"],
-                "bytes": light["bytes"],
-                "width": light["width"], "height": light["height"], "en": light["en"], "zh": light["zh"],
-                "raw": light["raw"], "options": options.astype(np.uint8), "weight": light["weight"],
-                "concept": np.array(names, np.int32), "pool": np.array(pools, np.uint8),
-                "source": np.full(count, number, np.uint8), "shard": np.full(count, at, np.int32),
-            })  # fmt: skip
+                unseen[name] += int(light.pop(f"unseen_{name}").sum())
+            width, height = light.pop("width"), light.pop("height")
+            bucket = np.where((width > 0) & (height > 0), buckets.assign(width, height, sizes), NO_SIZE)
+            concept, pool = coded(light.pop("concept"), concepts), coded(light.pop("pool"), dict(pools))
+            light |= {"concept": concept, "pool": pool.astype(np.uint8), "options": options.astype(np.uint8)}
+            light |= {"source": np.full(count, number, np.uint8), "row": light["row"].astype(np.int32)}
+            light |= {"bytes": light["bytes"].clip(0, MOST_BYTES).astype(np.uint32), "bucket": bucket.astype(np.int16)}
+            parts.append(light)
     rows: Arrays = {"key": np.zeros(0, np.uint64)}
-    if parts:
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if parts:  # a column at a time, so that hardly more than all of them is in memory
+        rows = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     if not len(rows["key"]):
         return rows, ()
     order = sorted(concepts)
@@ -206,15 +207,15 @@ def _rows(
     rows["content"] = contents(rows.pop("group"), rows.pop("digest"), rows["key"])
 
     def keep(reason: str, good: npt.NDArray[np.bool_]) -> None:
-        left_out[reason] += int(len(good) - good.sum())
-        for name in rows:
-            rows[name] = rows[name][good]
+        if not good.all():
+            left_out[reason] += int(len(good) - good.sum())
+            for name in rows:
+                rows[name] = rows[name][good]
 
     keep("no usable caption", (rows["options"] & (RAW | EN | ZH)) != 0)
-    keep("no size", (rows["width"] > 0) & (rows["height"] > 0))
-    rows["bucket"] = buckets.assign(rows["width"], rows["height"], sizes)
+    keep("no size", rows["bucket"] != NO_SIZE)
     keep("too far from every bucket", rows["bucket"] >= 0)
-    rows["weight"] = rows["weight"] * np.where(rows["pool"] == POOLS.index("top"), settings.top_weight, 1.0)
+    rows["weight"][rows["pool"] == POOLS.index("top")] *= settings.top_weight
     if settings.rows:
         text = rows["pool"] == POOLS.index("text")
         few = min(int(text.sum()), math.floor(Fraction(str(settings.text_cap)) * settings.rows))
@@ -232,10 +233,19 @@ def contents(group: npt.NDArray[np.uint64], digest: npt.NDArray[np.uint64], key:
 
     bytes_ = np.where(digest != 0, digest, key)
     name = np.where(group != 0, group, bytes_)
-    forest = Forest(len(key))
+    linked = np.flatnonzero(_repeated(name) | _repeated(bytes_))  # the others are alone
+    forest = Forest(len(linked))
     for shared in (name, bytes_):
-        forest.join(first_equal(shared[:, None]), np.arange(len(key)))
-    return name[forest.root]
+        forest.join(first_equal(shared[linked][:, None]), np.arange(len(linked)))
+    name[linked] = name[linked[forest.root]]
+    return name
+
+
+def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Where a key stands that comes more than once."""
+    order = np.sort(keys)
+    found: npt.NDArray[np.bool_] = np.isin(keys, np.unique(order[1:][order[1:] == order[:-1]]))
+    return found
 
 
 def _place(key: npt.NDArray[np.uint64], of: npt.NDArray[np.bool_], *facts: object) -> npt.NDArray[np.int64]:
@@ -278,14 +288,15 @@ def _sources(settings: Settings) -> list[Source]:
 
 
 def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays:
-    """Rows to entries: each with its split, and as often as its weight says (in validation once).
+    """Rows to entries: each with its split, and as often as its weight says (in validation once). Empties `rows`.
 
     In each split the rows of rendered text that are first in keyed order stay, as far as the cap goes.
     """
     split = (uniform(rows["content"], settings.seed, "split") < settings.validation).astype(np.uint8)
-    whole = np.floor(rows["weight"])
-    extra = uniform(rows["key"], settings.seed, "copies") < rows["weight"] - whole
-    times = np.where(split == 0, whole.astype(np.int64) + extra, 1)
+    weight = rows.pop("weight")
+    whole = np.floor(weight).astype(np.int32)
+    extra = uniform(rows["key"], settings.seed, "copies") < weight - whole
+    times = np.where(split == 0, whole + extra, 1)
     cap = Fraction(str(settings.text_cap))
     text = rows["pool"] == POOLS.index("text")
     for number in range(len(SPLITS)):
@@ -295,68 +306,72 @@ def _entries(rows: Arrays, settings: Settings, left_out: Counter[str]) -> Arrays
         beyond = here[np.cumsum(times[here]) > most]
         times[beyond] = 0
         left_out["beyond text-cap"] += len(beyond)
-    entries = {name: np.repeat(values, times) for name, values in rows.items()}
-    entries["split"] = np.repeat(split, times)
-    starts = np.repeat(np.cumsum(times) - times, times)
-    entries["copy"] = (np.arange(len(starts)) - starts).astype(np.int32)
+    rows["split"] = split
+    once = bool((times == 1).all())
+    # `rows` is emptied on the way: it and the entries would be twice the memory.
+    entries = {name: rows.pop(name) if once else np.repeat(rows.pop(name), times) for name in list(rows)}
+    entries["copy"] = np.zeros(len(entries["key"]), np.int32)
+    if not once:
+        entries["copy"] = (np.arange(len(entries["key"])) - np.repeat(np.cumsum(times) - times, times)).astype(np.int32)
     again = entries["copy"] > 0
     copy = entries["copy"][again].astype(np.uint64)
     entries["key"][again] = mixed(entries["key"][again] ^ mixed(copy, "copy"), "entry")
     return entries
 
 
-def _cuts(size: npt.NDArray[np.int64], limit: int, most: int) -> list[int]:
-    """Where shards end, so that each has about `limit` bytes and at most `most` entries."""
-    ends, held, count = [], 0, 0
-    for at, length in enumerate(size.tolist()):
-        if count and (held + length > limit or count == most):
-            ends.append(at)
-            held = count = 0
-        held += length
-        count += 1
-    return [*ends, len(size)]
+def cuts(size: npt.NDArray[Any], limit: int, most: int) -> list[int]:
+    """Where shards (or row groups) end, so that each has `limit` bytes and `most` entries at most, or one entry."""
+    held = np.cumsum(size, dtype=np.int64)
+    ends = [0]
+    while ends[-1] < len(size):
+        before = held[ends[-1] - 1] if ends[-1] else 0
+        stop = int(np.searchsorted(held, before + limit, "right"))
+        ends.append(min(max(stop, ends[-1] + 1), ends[-1] + most, len(size)))
+    return ends[1:]
 
 
 def _write(
     split: str, part: Arrays, sources: list[Source], settings: Settings, sizes: tuple[buckets.Size, ...], files: Files
 ) -> list[int]:
     """Write the plan's files of one split; returns the number of entries of each shard."""
-    length = part["bytes"]
+    length = part.pop("bytes")
     if settings.resize:
-        length = np.array([w * h // 4 for w, h in sizes], np.int64)[part["bucket"]]
-    cuts = _cuts(np.where(length > 0, length, GUESSED_BYTES), settings.shard_mb * 1_000_000, settings.shard_rows)
+        length = np.array([w * h // 4 for w, h in sizes], np.uint32)[part["bucket"]]
+    part["length"] = np.where(length > 0, length, np.uint32(GUESSED_BYTES))
+    ends = cuts(part["length"], settings.shard_mb * 1_000_000, settings.shard_rows)
     held: list[pa.Table] = []
     count, number, first = 0, 0, 0
     for table in _full(part, sources, sizes):
         while table.num_rows:
-            room = cuts[number] - first - count
+            room = ends[number] - first - count
             held.append(table.slice(0, room))
             count += held[-1].num_rows
             table = table.slice(held[-1].num_rows)
-            if first + count == cuts[number]:
+            if first + count == ends[number]:
                 out = io.BytesIO()
                 pq.write_table(pa.concat_tables(held, promote_options="permissive"), out, compression="zstd")
                 files.replace(f"{FOLDER}/{split}-{number:05d}.parquet", out.getvalue())
-                number, first, count, held = number + 1, cuts[number], 0, []
-    return [stop - start for start, stop in pairwise([0, *cuts])]
+                number, first, count, held = number + 1, ends[number], 0, []
+    return [stop - start for start, stop in pairwise([0, *ends])]
 
 
 def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) -> Iterator[pa.Table]:
     """The entries with everything that stands in shards but the picture, one source shard after the other."""
-    code = part["source"].astype(np.int64) << 32 | part["shard"]
-    starts = np.flatnonzero(np.diff(code, prepend=-1))
-    for first, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(code)], strict=True):
+    first, count = 0, len(part["row"])
+    while first < count:
         source = sources[int(part["source"][first])]
-        shard = source.names[int(part["shard"][first])]
-        for low in range(first, stop, MOST_AT_ONCE):
-            here = slice(low, min(stop, low + MOST_AT_ONCE))
-            rows, at = np.unique(part["row"][here], return_inverse=True)
-            table = source.full(shard, rows.tolist()).take(pa.array(at)).drop_columns(["_row"])
-            width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
-            fixed = {name: part[name][here] for name in PLANNED} | {"bucket_width": width, "bucket_height": height}
-            names = pa.array([shard] * len(at))
-            private = {f"_{name}": column for name, column in fixed.items()}
-            yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
+        same = part["shard" if source.rotates else "source"][first : first + MOST_AT_ONCE]
+        here = slice(first, first + int(np.searchsorted(same, same[0], "right")))
+        pairs, at = np.unique(part["shard"][here].astype(np.int64) << 32 | part["row"][here], return_inverse=True)
+        of, numbers = pairs >> 32, pairs & 0xFFFFFFFF
+        rows = {int(shard): numbers[of == shard].tolist() for shard in np.unique(of)}
+        table = source.full(rows).take(pa.array(at)).drop_columns(["_row"])
+        width, height = np.array(sizes, np.int32)[part["bucket"][here]].T
+        fixed = {name: part[name][here] for name in PLANNED} | {"bucket_width": width, "bucket_height": height}
+        names = pa.array(np.array(source.names, object)[part["shard"][here]], pa.string())
+        private = {f"_{name}": column for name, column in fixed.items()}
+        yield pa.table({"_shard": names, **private, **dict(zip(table.column_names, table.columns, strict=True))})
+        first = here.stop
 
 
 def version_of(settings: Settings) -> dict[str, Any]:

@@ -25,22 +25,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.mix import names
+from curate.mix import names, parquet
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, bilingual, choosable, decide
-from curate.mix.plan import FOLDER, POOLS, Job, Plan, load
+from curate.mix.plan import FOLDER, POOLS, Job, Plan, cuts, load
 from curate.mix.sources import Pictures, Specs
+from curate.mix.stream import Stream
+from curate.read.pages import Piece, in_memory
 from curate.store.files import Files, ObjectFiles, open_files
 
-BATCH_BYTES = 8_000_000  # pictures in memory at once, about; at 32 MB fresh pages took a third of the time
-READ_ROWS = 32
+GROUP_BYTES = 32_000_000  # of the pictures of a row group, about
+READ_ROWS = 32  # pictures in memory at once, where they have to be read or drawn first
 HEAD_BYTES = 2048  # of a picture, enough to tell its format
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar", "folder": ".jsonl"}
@@ -109,29 +109,32 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
     table = pq.read_table(pa.BufferReader(files.read(job.rows)))
     choice = decide(plan.settings.policy, plan.cells[job.split], entries_of(table, "_"), job.epoch)
     shown = _shown(table, choice, job.epoch)
-    kind = plan.settings.format
+    pictures = _pictures(plan, table)
+    if plan.settings.resize:
+        pictures = _resized(pictures, shown)
+    made: dict[str, dict[str, Any]] = {}
+    placed: dict[str, Any] = {}
     with _scratch(files) as folder:
-        path = folder / f"shard{SUFFIX[kind]}"
-        written: _Parquet | _Tar | _Folder = _Folder(files, job)
-        if kind != "folder":
-            written = _Parquet(path) if kind == "parquet" else _Tar(path)
-        first = 0
-        for images in _pictures(plan, table):
-            if plan.settings.resize:
-                rows = zip(images.to_pylist(), _rows(shown, first), strict=False)
-                images = pa.chunked_array([[_resized(data, row) for data, row in rows]], pa.binary())
-            written.write(shown.slice(first, len(images)), images)
-            first += len(images)
-        made = written.close()
-        if not isinstance(written, _Folder):
-            name = f"{job.split}/{job.name}{SUFFIX[kind]}"
-            made[name] = _published(files, name, path, first)
+        if plan.settings.format == "folder":
+            made |= _folder(files, job, shown, pictures)
+        else:
+            name = f"{job.split}/{job.name}{SUFFIX[plan.settings.format]}"
+            with Stream(folder / "shard") as stream:
+                if plan.settings.format == "parquet":
+                    placed = _parquet(stream, shown, table["_length"], pictures)
+                else:
+                    placed = _tar(stream, shown, pictures)
+                digest, size = stream.close()
+            put(files, name, folder / "shard")
+            made[name] = {"sha256": digest, "bytes": size, "rows": job.entries}
         decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
         sizes = {name: table[name] for name in ("width", "height")}
-        index = pa.table(decided | sizes | written.placed())
         name = f"index/{job.name}.parquet"
-        pq.write_table(index, folder / "index.parquet", compression="zstd")
-        made[name] = _published(files, name, folder / "index.parquet", first)
+        with io.BytesIO() as out:
+            pq.write_table(pa.table(decided | sizes | placed), out, compression="zstd")
+            index = out.getvalue()
+        files.replace(name, index)
+        made[name] = {"sha256": hashlib.sha256(index).hexdigest(), "bytes": len(index), "rows": job.entries}
     done = Receipt(
         job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
     )
@@ -139,14 +142,13 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
     return done
 
 
-def _pictures(plan: Plan, table: pa.Table) -> Iterator[pa.ChunkedArray]:
-    """Original bytes of the entries, some at a time; a row that comes again at once is read once."""
+def _pictures(plan: Plan, table: pa.Table) -> Iterator[Piece]:
+    """The original picture of each entry, where it lies; a row that comes again at once is read once."""
     source, row = table["_source"].to_numpy(), table["_row"].to_numpy()
     shard = table["_shard"].to_pylist()
     open_now: tuple[int, str] | None = None
     reader: Pictures | Specs | None = None
-    held: list[pa.Array] = []
-    first, size = 0, 0
+    first = 0
     while first < len(row):
         here = int(source[first]), shard[first]
         stop = first + 1
@@ -155,16 +157,9 @@ def _pictures(plan: Plan, table: pa.Table) -> Iterator[pa.ChunkedArray]:
         if reader is None or here != open_now:
             reader, open_now = plan.places[here[0]].pictures(here[1]), here
         wanted, at = np.unique(row[first:stop], return_inverse=True)
-        found = pa.chunked_array(reader.read(wanted.tolist()), pa.binary())
-        found = found if len(wanted) == stop - first else found.take(pa.array(at))
-        held += found.chunks
-        size += pc.sum(pc.binary_length(found)).as_py()
+        found = reader.read(wanted.tolist())
+        yield from (found[i] for i in at.tolist())
         first = stop
-        if size >= BATCH_BYTES:
-            yield pa.chunked_array(held)
-            held, size = [], 0
-    if held:
-        yield pa.chunked_array(held)
 
 
 def _shown(table: pa.Table, choice: Choice, epoch: int) -> pa.Table:
@@ -204,122 +199,37 @@ def caption(lists: Sequence[list[str]], source: int, language: int, variant: int
     return lists[1 + language][variant], LANGUAGES[language]
 
 
-class _Parquet:
-    """A Parquet shard: one row group for each write, so that a reader needs little memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.writer: pq.ParquetWriter | None = None
-        self.sizes: list[npt.NDArray[np.int64]] = []
-        self.images: list[list[bytes]] = []
-        self.offsets: list[int] = []
-        self.flushed = 0
-
-    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
-        """Add entries with their pictures."""
-        at = FIRST.index("image")
-        table = shown.add_column(at, pa.field("image", pa.binary(), nullable=False), images)
-        if self.writer is None:
-            schema = table.schema.remove_metadata()
-            self.writer = pq.ParquetWriter(
-                self.path, schema, compression="NONE", write_statistics=["row_id"], version="2.6",
-                use_dictionary=["caption_source", "language", "pool"], write_page_index=False,
-            )  # fmt: skip
-        self.writer.write_table(table.cast(self.writer.schema), row_group_size=table.num_rows)
-        self.flushed = _flushing(self.path, self.flushed)
-        self.sizes.append(pc.binary_length(images).to_numpy().astype(np.int64))
-        self.images.append([bytes(piece.as_buffer()[:32]) for piece in images])
-
-    def close(self) -> dict[str, dict[str, Any]]:
-        """Finish the file and find where each picture lies in it."""
-        assert self.writer is not None
-        self.writer.close()
-        meta = pq.read_metadata(self.path)
-        with self.path.open("rb") as file:
-            for group, (sizes, heads) in enumerate(zip(self.sizes, self.images, strict=True)):
-                chunk = meta.row_group(group).column(FIRST.index("image"))
-                self.offsets += spans(file, chunk.data_page_offset, sizes.tolist(), heads)
-        return {}
-
-    def placed(self) -> dict[str, Any]:
-        """The columns PLACED."""
-        groups = [np.full(len(sizes), group) for group, sizes in enumerate(self.sizes)]
-        places = [np.arange(len(sizes)) for sizes in self.sizes]
-        columns = (np.array(self.offsets), np.concatenate(self.sizes), np.concatenate(groups), np.concatenate(places))
-        return dict(zip(PLACED, (pa.array(c, pa.int64()) for c in columns), strict=True))
+def _parquet(stream: Stream, shown: pa.Table, length: pa.ChunkedArray, pictures: Iterator[Piece]) -> dict[str, Any]:
+    """Write a Parquet shard; returns the columns PLACED. Row groups are small, so that a reader needs little memory."""
+    ends = cuts(length.to_numpy(), GROUP_BYTES, shown.num_rows)
+    groups = np.diff(ends, prepend=0)
+    offsets, sizes = parquet.write(stream, shown, FIRST.index("image"), groups.tolist(), pictures)
+    places = np.concatenate([np.arange(rows) for rows in groups])
+    columns = (offsets, sizes, np.repeat(np.arange(len(groups)), groups), places)
+    return dict(zip(PLACED, (pa.array(column, pa.int64()) for column in columns), strict=True))
 
 
-def spans(file: BinaryIO, start: int, sizes: list[int], heads: list[bytes]) -> list[int]:
-    """Offsets of plainly encoded byte strings of a column chunk that begins at `start`.
-
-    Before each stands its length (4 bytes, little end first); where a data page ends, a page header of some 20 to 100
-    bytes lies between. `heads` are the first bytes of each string, at most 32.
-    """
-    found = []
-    at = start
-    for size, head in zip(sizes, heads, strict=True):
-        mark = size.to_bytes(4, "little") + head
-        file.seek(at)
-        skip = 0 if (near := file.read(len(mark) + 4096)).startswith(mark) else near.find(mark)
-        if skip < 0:
-            raise ValueError("the picture is not where the Parquet file should hold it")
-        found.append(at + skip + 4)
-        at += skip + 4 + size
-    return found
+def _tar(stream: Stream, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str, Any]:
+    """Write a WebDataset shard; the same bytes always, so no times and no owners. Returns the columns PLACED."""
+    places = []
+    for number, (values, piece) in enumerate(zip(shown.to_pylist(), pictures, strict=True)):
+        text = in_memory(json.dumps(values, ensure_ascii=False).encode())
+        rest = _member(stream, f"{number:07d}.json", text)
+        _member(stream, f"{number:07d}.txt", in_memory(values["caption"].encode()))
+        offset = _member(stream, f"{number:07d}.{suffix(piece.read(HEAD_BYTES))}", piece)
+        places.append((offset, piece.size, rest, text.size))
+    stream.put(bytes(1024))
+    columns = np.array(places, np.int64).reshape(-1, 4).T
+    return dict(zip(PLACED, (pa.array(column) for column in columns), strict=True))
 
 
-class _Tar:
-    """A WebDataset shard; the same bytes always, so no times and no owners."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("wb")
-        self.places: list[tuple[int, int, int, int]] = []
-        self.flushed = 0
-
-    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
-        """Add entries with their pictures."""
-        for values, image in zip(shown.to_pylist(), images, strict=True):
-            data = image.as_buffer()
-            key = f"{len(self.places):07d}"
-            text = json.dumps(values, ensure_ascii=False).encode()
-            rest = self._member(f"{key}.json", text)
-            self._member(f"{key}.txt", values["caption"].encode())
-            offset = self._member(f"{key}.{suffix(bytes(data[:HEAD_BYTES]))}", data)
-            self.places.append((offset, data.size, rest, len(text)))
-        self.flushed = _flushing(self.path, self.flushed)
-
-    def _member(self, name: str, data: bytes | pa.Buffer) -> int:
-        size = memoryview(data).nbytes
-        self.file.write(_header(name, size))
-        offset = self.file.tell()
-        self.file.write(data)
-        self.file.write(bytes(-size % 512))
-        return offset
-
-    def close(self) -> dict[str, dict[str, Any]]:
-        """Finish the file."""
-        self.file.write(bytes(1024))
-        self.file.close()
-        return {}
-
-    def placed(self) -> dict[str, Any]:
-        """The columns PLACED."""
-        columns = np.array(self.places, np.int64).reshape(-1, 4).T
-        return dict(zip(PLACED, (pa.array(column) for column in columns), strict=True))
-
-
-def _flushing(path: Path, flushed: int) -> int:
-    """Let the disk begin with what was written to a file since `flushed`; returns how far that is.
-
-    Else it would wait for the fsync at the end of the shard, and then the processor for the disk. The advice drops
-    pages that are clean, but those are not yet.
-    """
-    with path.open("rb") as file:
-        end = file.seek(0, io.SEEK_END)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), flushed, end - flushed, os.POSIX_FADV_DONTNEED)
-    return end
+def _member(stream: Stream, name: str, piece: Piece) -> int:
+    """Add a file to an archive; returns where its bytes begin."""
+    stream.put(_header(name, piece.size))
+    offset = stream.size
+    stream.copy(piece)
+    stream.put(bytes(-piece.size % 512))
+    return offset
 
 
 def _header(name: str, size: int) -> bytes:
@@ -336,38 +246,26 @@ def _header(name: str, size: int) -> bytes:
     return bytes(block)
 
 
-class _Folder:
-    """Single files, as kohya's trainers and diffusers' scripts read them; one list of them for each shard."""
+def _folder(files: Files, job: Job, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str, dict[str, Any]]:
+    """Write single files, as kohya's trainers and diffusers' scripts read them.
 
-    def __init__(self, files: Files, job: Job) -> None:
-        self.files, self.job = files, job
-        self.lines: list[str] = []
-        self.hashes: list[str] = []
-
-    def write(self, shown: pa.Table, images: pa.ChunkedArray) -> None:
-        """Add entries with their pictures."""
-        for values, data in zip(shown.to_pylist(), images.to_pylist(), strict=True):
-            stem = f"1_{values['pool']}/e{self.job.epoch:02d}-{self.job.number:05d}-{len(self.lines):07d}"
-            name = f"{stem}.{suffix(data)}"
-            text = values["caption"].encode()
-            self.files.replace(f"{self.job.split}/{name}", data)
-            self.files.replace(f"{self.job.split}/{stem}.txt", text)
-            for path, content in ((name, data), (f"{stem}.txt", text)):
-                self.hashes.append(f"{hashlib.sha256(content).hexdigest()}  {self.job.split}/{path}")
-            self.lines.append(json.dumps({"file_name": name, "text": values["caption"], **values}, ensure_ascii=False))
-
-    def close(self) -> dict[str, dict[str, Any]]:
-        """Write the two lists of this shard: metadata, and sums as `sha256sum -c` reads them."""
-        made = {}
-        for name, lines in ((f"metadata/{self.job.name}.jsonl", self.lines), (f"sums/{self.job.name}", self.hashes)):
-            data = ("\n".join(lines) + "\n").encode()
-            self.files.replace(name, data)
-            made[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(self.lines)}
-        return made
-
-    def placed(self) -> dict[str, Any]:
-        """No columns PLACED: every picture is a file."""
-        return {}
+    Returns what the manifest says of the two lists of this shard: metadata, and sums as `sha256sum -c` reads them.
+    """
+    lines, hashes = [], []
+    for number, (values, piece) in enumerate(zip(shown.to_pylist(), pictures, strict=True)):
+        data = piece.read()
+        stem = f"1_{values['pool']}/e{job.epoch:02d}-{job.number:05d}-{number:07d}"
+        name = f"{stem}.{suffix(data)}"
+        for path, content in ((name, data), (f"{stem}.txt", values["caption"].encode())):
+            files.replace(f"{job.split}/{path}", content)
+            hashes.append(f"{hashlib.sha256(content).hexdigest()}  {job.split}/{path}")
+        lines.append(json.dumps({"file_name": name, "text": values["caption"], **values}, ensure_ascii=False))
+    made = {}
+    for path, of in ((f"metadata/{job.name}.jsonl", lines), (f"sums/{job.name}", hashes)):
+        content = ("\n".join(of) + "\n").encode()
+        files.replace(path, content)
+        made[path] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "rows": len(of)}
+    return made
 
 
 def suffix(data: bytes) -> str:
@@ -377,17 +275,14 @@ def suffix(data: bytes) -> str:
     return sniff(data).lower().replace("jpeg", "jpg")
 
 
-def _resized(data: bytes, row: dict[str, Any]) -> bytes:
+def _resized(pictures: Iterator[Piece], shown: pa.Table) -> Iterator[Piece]:
+    """The pictures cropped to their buckets."""
     from curate.mix.pixels import encoded  # OpenCV, which only this needs
 
-    return encoded(data, (row["width"], row["height"]), (row["bucket_width"], row["bucket_height"]))
-
-
-def _rows(shown: pa.Table, first: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (
-        shown.select(["width", "height", "bucket_width", "bucket_height"]).slice(first).to_pylist()
-    )
-    return rows
+    rows = shown.select(["width", "height", "bucket_width", "bucket_height"]).to_pylist()
+    for piece, row in zip(pictures, rows, strict=True):
+        size, bucket = (row["width"], row["height"]), (row["bucket_width"], row["bucket_height"])
+        yield in_memory(encoded(piece.read(), size, bucket))
 
 
 def _counts(plan: Plan, table: pa.Table, choice: Choice, languages: list[str]) -> list[list[Any]]:
@@ -438,26 +333,14 @@ def _scratch(files: Files) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _published(files: Files, name: str, path: Path, rows: int) -> dict[str, Any]:
-    """Put a finished local file in its place, whole or not at all, and return what the manifest says of it."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.seek(0, io.SEEK_END)
-    put(files, name, path)
-    return {"sha256": digest, "bytes": size, "rows": rows}
-
-
 def put(files: Files, name: str, path: Path) -> None:
-    """Move a local file to `name`: synced and renamed on a local disk, uploaded in pieces to an object store."""
-
+    """Move a finished local file, which is on the disk, to `name`; or upload it in pieces to an object store."""
     local = files.local(name)
     if local is None:
         assert isinstance(files, ObjectFiles)
         files.store.put(name, path)
         return
     local.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     path.replace(local)
     handle = os.open(local.parent, os.O_RDONLY)
     try:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.errors import CurateError, StoreError, UsageError
@@ -25,7 +26,9 @@ from curate.mix import old
 from curate.mix.settings import Settings
 from curate.policy import repeatable
 from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.read.pages import Column, LocalFile, Piece, in_memory
 from curate.read.parquet import ParquetReader
+from curate.read.webdataset import TarReader
 from curate.store import Store, query
 from curate.store.files import open_files
 from curate.store.parts import Version, parts_of, read_parts, read_table
@@ -45,6 +48,7 @@ REASONS["caption_zh"] += ("caption_en_alike_reason",)  # its translation
 # Columns that shards have anyway, whatever --columns names.
 ALWAYS = ("row_id", "sha256", "width", "height", "concept")
 SIZE_BATCH = 64
+LIGHT_ROWS = 200_000  # whose light columns are asked for at once
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Place:
 
 
 class Pictures:
-    """Original bytes of one shard's rows, ascending."""
+    """Original bytes of one shard's rows, ascending, where they lie."""
 
     def __init__(self, place: Place, name: str) -> None:
         if name not in place.shards:
@@ -80,36 +84,25 @@ class Pictures:
         try:
             self.locators = _locators(place, shard)
             self.reader = Reader(shard)
+            self.lying = _lying(self.reader.source, self.locators)
         except InputError as why:
             raise CurateError(f"shard {name}: {why.message}") from None
+        except OSError as why:
+            raise CurateError(f"shard {name}: {uri}: {why.strerror}") from None
         self.rows = self.locators["row"].to_numpy()
 
-    def read(self, rows: Sequence[int]) -> list[pa.Array]:
-        """Bytes of the rows as Arrow arrays one after another; CurateError names the first that cannot be read."""
-        source = self.reader.source
-        if isinstance(source, ParquetReader) and source.columns.kind == "binary":
-            pieces = self._slices(source, rows)
-            if pieces is not None:
-                return pieces
-        return [pa.array(self._bytes(rows), pa.binary())]
-
-    def _slices(self, source: ParquetReader, rows: Sequence[int]) -> list[pa.Array] | None:
-        """The rows out of the batches that Parquet was decoded into, without a copy; None where one is missing."""
-        pieces: list[pa.Array] = []
-        at = 0
-        while at < len(rows):
-            if isinstance(source.cell(rows[at]), RowError) or not pa.types.is_binary(source.batch.type):
-                return None
-            first = rows[at] - source.first
-            count = 1
-            while at + count < len(rows) and rows[at + count] == rows[at] + count < source.first + len(source.batch):
-                count += 1
-            piece = source.batch.slice(first, count)
-            if piece.null_count or pc.min(pc.binary_length(piece)).as_py() == 0:
-                return None
-            pieces.append(piece)
-            at += count
-        return pieces
+    def read(self, rows: Sequence[int]) -> list[Piece]:
+        """Where the bytes of the rows lie; CurateError names the first that cannot be read."""
+        found: Sequence[Piece | None] = [None] * len(rows)
+        if isinstance(self.lying, Column):
+            found = [self.lying.at(row) for row in rows]
+        elif self.lying:
+            here = self.locators.take(pa.array(np.searchsorted(self.rows, rows)))
+            spans = zip(here["_offset"].to_pylist(), here["_size"].to_pylist(), strict=True)
+            found = [self.lying.piece(at, size) if at and size else None for at, size in spans]
+        others = [row for row, piece in zip(rows, found, strict=True) if piece is None or not piece.size]
+        read = iter(self._bytes(others) if others else [])
+        return [piece if piece and piece.size else in_memory(next(read)) for piece in found]
 
     def _bytes(self, rows: Sequence[int]) -> list[bytes]:
         at = np.searchsorted(self.rows, rows)
@@ -130,15 +123,29 @@ class Specs:
         self.place = place
         self.texts = pq.read_table(place.shards[name][0], columns=["synth_spec"])["synth_spec"]
 
-    def read(self, rows: Sequence[int]) -> list[pa.Array]:
-        """Bytes of the rows."""
+    def read(self, rows: Sequence[int]) -> list[Piece]:
+        """The rows' specs or pictures."""
         texts = self.texts.take(pa.array(rows)).to_pylist()
         if self.place.mark == "keep":
-            return [pa.array([text.encode() for text in texts], pa.binary())]
+            return [in_memory(text.encode()) for text in texts]
         from curate.synth.sample import rendered_again
 
-        world = _world(self.place.uri)
-        return [pa.array([rendered_again(world, text) for text in texts], pa.binary())]
+        with _drawing:
+            world = _world(self.place.uri)
+            return [in_memory(rendered_again(world, text)) for text in texts]
+
+
+def _lying(source: object, locators: pa.Table) -> Column | LocalFile | None:
+    """What tells where pictures lie in a local Parquet file or archive; None: they have to be read to be had."""
+    if isinstance(source, ParquetReader) and source.place.local and source.columns.kind != "path":
+        leaf = source.columns.image + (".bytes" if source.columns.kind == "struct" else "")
+        return Column(source.place.path, source.file, leaf)
+    if isinstance(source, TarReader) and source.place.local and "_error" not in locators.column_names:
+        return LocalFile(source.place.path)
+    return None
+
+
+_drawing = threading.Lock()  # inline jobs are threads, and a world holds fonts
 
 
 @lru_cache(maxsize=1)
@@ -180,13 +187,16 @@ class Source:
         if self.store is None:
             self.place = specs(uri, settings) or folder(uri)
             self.db = duckdb.connect(config={"threads": 1})
-            self.names = [name for name in self.place.shards if self._register(name)]
-            if not self.names:
+            for name in self.place.shards:
+                self._register(name)
+            if not self.place.shards:
                 raise UsageError(f"--text {uri!r}: no store and no shards here; make some with: curate synth -o {uri}")
         else:
             self.db = self.store.connection()
             self.place = _place(self.store)
-            self.names = [name for (name,) in self._all("SELECT DISTINCT shard FROM samples ORDER BY 1")]
+        counts = self._all("SELECT shard, count(*) FROM samples GROUP BY 1 ORDER BY 1")
+        self.names = [name for name, _ in counts]
+        self.counts = dict(counts)
         self.columns = {row[0]: row[1] for row in self._all("DESCRIBE samples")}
         tables = {row[0] for row in self._all("SELECT table_name FROM information_schema.tables")}
         self.consensus = "consensus" in tables and "tier" not in self.columns and "sha256" in self.columns
@@ -198,14 +208,30 @@ class Source:
         self._check()
         self._tables()
 
-    def light(self, shard: str) -> dict[str, Any]:
-        """What the plan reads of each usable row, as NumPy arrays (and lists for text), in the order of rows."""
+    def together(self) -> Iterator[tuple[int, int]]:
+        """First and last+1 of the shards that are asked for at once: each query takes some 30 ms to be understood."""
+        first = held = 0
+        for at, name in enumerate(self.names):
+            if at > first and (held + self.counts[name] > LIGHT_ROWS or self.rotates):
+                yield first, at
+                first, held = at, 0
+            held += self.counts[name]
+        if self.names:
+            yield first, len(self.names)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether old captions are shown, which are found shard by shard."""
+        return self.settings.synthetic == "all" and self.store is not None
+
+    def light(self, first: int, stop: int) -> dict[str, Any]:
+        """What the plan reads of each usable row of some shards, as NumPy arrays (text as Arrow's), in order."""
         raw, english, chinese = self._captions()
         group, digest = "NULL", "sha256" if self._has("sha256") else "NULL"
         if "dedup" in self.active:
             group = f"'{self.prefix}dedup ' || coalesce(dedup_group, known_group)"
         select = f"""
-            row, md5_number_lower({self._id()}) AS key,
+            shard, row, md5_number_lower({self._id()}) AS key,
             coalesce(md5_number_lower({group}), 0)::UBIGINT AS "group",
             coalesce(md5_number_lower({digest}), 0)::UBIGINT AS digest,
             {self._unseen("dedup")} AS unseen_dedup, {self._unseen("balance")} AS unseen_balance,
@@ -214,15 +240,20 @@ class Source:
             least(len({raw}), 255)::UTINYINT AS raw,
             least(len({english}), 255)::UTINYINT AS en, least(len({chinese}), 255)::UTINYINT AS zh,
             {self._weight()} AS weight, {self._concept()} AS concept, {self._pool()} AS pool"""
-        table = self._table(shard, select)
+        table = self._table(self.names[first:stop], select)
+        numbers = {name: number for number, name in enumerate(self.names)}
         columns: dict[str, Any] = {
-            name: table[name].to_pylist() if name in ("concept", "pool") else table[name].to_numpy()
+            name: table[name] if name in ("concept", "pool") else table[name].to_numpy()
             for name in table.column_names
+            if name != "shard"
         }
-        return columns
+        return columns | {"shard": coded(table["shard"], numbers)}
 
-    def full(self, shard: str, rows: Sequence[int]) -> pa.Table:
-        """What the shards hold of the rows (ascending) beside picture and choice; names with `_` stay in the plan."""
+    def full(self, rows: Mapping[int, Sequence[int]]) -> pa.Table:
+        """What the shards hold of rows beside picture and choice, in order; names with `_` stay in the plan.
+
+        `rows`: number of a shard -> its rows, both ascending.
+        """
         raw, english, chinese = self._captions()
         select = f"""
             row AS _row, {self._id()} AS row_id,
@@ -235,28 +266,29 @@ class Source:
                 continue
             known = self._has(name) or (name == "tier" and self.consensus)
             select += f", {identifier(name) if known else 'NULL'} AS {identifier(name)}"
-        return self._table(shard, select, rows)
+        named = {self.names[number]: of for number, of in rows.items()}
+        wanted = " UNION ALL ".join(f"SELECT {literal(name)}, unnest({list(of)})" for name, of in named.items())
+        return self._table(list(named), select, f"(shard, row) IN ({wanted})")
 
-    def _table(self, shard: str, select: str, rows: Sequence[int] | None = None) -> pa.Table:
-        chosen = self._where()
-        parameters: list[Any] = [shard]
-        if rows is not None:
-            chosen, parameters = "row IN (SELECT unnest($2))", [shard, list(rows)]
-        text = f"SELECT {select} FROM ({self._rows(shard)}) WHERE {chosen} ORDER BY row"
+    def _table(self, shards: Sequence[str], select: str, chosen: str = "") -> pa.Table:
+        # The shards stand in the text: for a parameter DuckDB imports pandas where it is installed, half a second.
+        text = f"SELECT {select} FROM ({self._rows(shards)}) WHERE {chosen or self._where()} ORDER BY shard, row"
         try:
-            found = self.db.execute(text, parameters).to_arrow_table()
+            found = self.db.execute(text).to_arrow_table()
         except duckdb.Error as why:
-            raise UsageError(f"{self.uri}: shard {shard}, --where or --top: {query.first_line(why)}") from None
+            where = f"shard {shards[0]}" + (f" to {shards[-1]}" if len(shards) > 1 else "")
+            raise UsageError(f"{self.uri}: {where}, --where or --top: {query.first_line(why)}") from None
         return found.cast(pa.schema([_plain(field) for field in found.schema]))
 
-    def _rows(self, shard: str) -> str:
-        """SQL of the rows of shard $1, with all that other tables say of them."""
-        text, add = "SELECT * FROM samples WHERE shard = $1", ""
+    def _rows(self, shards: Sequence[str]) -> str:
+        """SQL of the rows of some shards, with all that other tables say of them."""
+        text, add = f"SELECT * FROM samples WHERE shard IN ({', '.join(map(literal, shards))})", ""
         if self.consensus:
             text = f"SELECT s.*, c.tier FROM ({text}) AS s LEFT JOIN (SELECT sha256, max(tier) AS tier FROM consensus "
             text += "GROUP BY sha256) AS c ON c.sha256 = s.sha256"
-        if self.settings.synthetic == "all" and self.store is not None:
-            self.db.register("old_captions", old.captions(self.store, shard))
+        if self.rotates:
+            assert self.store is not None
+            self.db.register("old_captions", old.captions(self.store, shards[0]))
             add += "LEFT JOIN (SELECT row AS old_row, others_en, others_zh FROM old_captions) ON old_row = row "
         if "dedup" in self.active:
             add += "LEFT JOIN known_groups ON known_sha = md5_number_lower(sha256) "
@@ -311,7 +343,7 @@ class Source:
                 f"{kind}_caption_{language}" for kind in ("poster", "synth") if self._has(f"{kind}_caption_{language}")
             ]
             texts = f"[coalesce({', '.join([*own, self._usable(f'caption_{language}')])})]"
-            if settings.synthetic == "all" and self.store is not None:
+            if self.rotates:
                 texts = f"list_distinct(list_concat({texts}, coalesce(others_{language}, [])))"
                 texts = f"list_sort({texts})"
             kept = f"list_filter({texts}, lambda x: nullif(trim(x), '') IS NOT NULL)"
@@ -397,12 +429,12 @@ class Source:
             if not self._has(name) and self.pool != "text" and not (name == "tier" and self.consensus):
                 raise UsageError(f"--columns: {self.uri} has no column {name!r}; curate sql STORE 'DESCRIBE samples'")
 
-    def _register(self, name: str) -> bool:
+    def _register(self, name: str) -> None:
         """Add a shard of a folder to the relation `samples`; its pictures' headers are read for their sizes."""
         uri, format = self.place.shards[name]
         if self.place.kind == "specs":
             self._insert(name, *_sized(uri, keep=self.place.mark == "keep"))
-            return True
+            return
         shard = Shard(name, uri, format, self.place.spec)
         try:
             table = _indexed(shard)
@@ -410,7 +442,6 @@ class Source:
         except InputError as why:
             raise CurateError(f"--text: {why.message}") from None
         self._insert(name, table, sizes)
-        return True
 
     def _insert(self, name: str, table: pa.Table, sizes: dict[str, pa.Array]) -> None:
         own = [column for column in table.column_names if not column.startswith("_")]
@@ -423,6 +454,19 @@ class Source:
         self.db.register("one", pa.table({**fixed, **{c: table[c] for c in own if c not in fixed}}))
         known = self._all("SELECT 1 FROM information_schema.tables WHERE table_name = 'samples'")
         self.db.execute("INSERT INTO samples BY NAME FROM one" if known else "CREATE TABLE samples AS FROM one")
+
+
+def literal(text: str) -> str:
+    """Text as SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def coded(texts: pa.ChunkedArray, codes: dict[str, int]) -> npt.NDArray[np.int32]:
+    """A number for each text, by a table to which new texts are added as they come."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    numbers = [codes.setdefault(text, len(codes)) for text in encoded.dictionary.to_pylist()]
+    found: npt.NDArray[np.int32] = np.array(numbers, np.int32)[encoded.indices.to_numpy()]
+    return found
 
 
 def _sizes(reader: Reader, table: pa.Table) -> dict[str, pa.Array]:

@@ -59,11 +59,12 @@ def _problems(files: Files, found: Mapping[str, Any], kind: str, workers: int) -
     counts: dict[tuple[str, int], list[list[Any]]] = defaultdict(list)
     shown: dict[str, list[npt.NDArray[np.uint64]]] = defaultdict(list)
     broken = len(problems)
-    for checked in jobs.run(check, checks, kind, workers):
-        problems += checked.problems
-        for (split, epoch), counted in checked.counts:
-            counts[split, epoch] += counted
-            shown[split].append(checked.shown)
+    with jobs.Workers(kind, workers) as pool:
+        for checked in pool.run(check, checks):
+            problems += checked.problems
+            for (split, epoch), counted in checked.counts:
+                counts[split, epoch] += counted
+                shown[split].append(checked.shown)
     if len(problems) == broken:
         made = card.card(found, card.schema(files, found)).encode()
         if not files.exists(card.NAME) or files.read(card.NAME) != made:
