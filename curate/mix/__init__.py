@@ -9,6 +9,9 @@
     buckets.py    aspect-ratio buckets (NovelAI's rule)
     plan.py       which rows, in which split, bucket and cell; jobs for the export
     shards.py     one job to one shard: Parquet, WebDataset, folder
+    parquet.py    Parquet files whose pictures are copied from where they lie
+    stream.py     a file that is hashed while it is written
+    jobs.py       all jobs in this process, in others, or on Ray
     export.py     all jobs, on any number of workers; resumable
     manifest.py   what was asked and what was achieved, hash tree
     verify.py     computes the manifest again from the files
