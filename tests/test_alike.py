@@ -58,7 +58,7 @@ def test_a_caption_that_many_different_pictures_share_has_a_reason_and_copies_co
     assert rows[:3] == [(2, first, "near_identical")] * 3
     assert [row[0] for row in rows[3:]] == [0, 0, 2]
     assert [row[2] for row in rows[3:]] == [None, None, "near_identical"]
-    light = Source(str(store.uri), MixSettings(str(store.uri)), "natural").light("a")
+    light = Source(str(store.uri), MixSettings(str(store.uri)), "natural").light(0, 1)
     assert light["en"].tolist() == [0, 0, 0, 1, 1, 0]
     assert alike(store, Settings(most=3)).refused == 0  # three pictures may say it, the copy is none of its own
     assert alike(store, Settings(most=1, least=1.0)).refused == 3  # to the letter
