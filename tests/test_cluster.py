@@ -103,42 +103,44 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             process.stdout.close()
 
 
-def saved(s3: str) -> int:
+def saved(s3: str, store: str) -> int:
     """Finished ranges and published parts so far."""
-    listed = client(s3).list_objects_v2(Bucket="bucket", Prefix="store/").get("Contents", [])
+    listed = client(s3).list_objects_v2(Bucket="bucket", Prefix=f"{store}/").get("Contents", [])
     return sum(entry["Key"].endswith(".parquet") for entry in listed)
 
 
-def test_a_submitted_job_outlives_a_node(site: Site, finished_store: Path, recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("turn", range(max(1, KILLS // 10)))
+def test_a_submitted_job_outlives_a_node(
+    turn: int, site: Site, finished_store: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    store = f"store-{turn}"
     for shard in Path(recipe.input.uri).glob("*.parquet"):
         client(site.s3).put_object(Bucket="bucket", Key=f"in/{shard.name}", Body=shard.read_bytes())
     remote = dataclasses.replace(
         recipe,
         input=dataclasses.replace(recipe.input, uri="s3://bucket/in"),
-        store=dataclasses.replace(recipe.store, uri="s3://bucket/store"),
+        store=dataclasses.replace(recipe.store, uri=f"s3://bucket/{store}"),
         engine=dataclasses.replace(recipe.engine, kind="ray", range_rows=1),
     )
     where = tmp_path / "recipe.toml"
     where.write_text(to_toml(remote), "utf-8")
 
     job = site.curate(where, "run.log=json")
-    moments, wanted = random.Random(1), 3
-    for _ in range(max(1, KILLS // 10)):
-        deadline = time.monotonic() + 240
-        while job.poll() is None and saved(site.s3) < wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert job.poll() is None, "the run ended before all kills"
-        assert site.ask("kill") == {"nodes": 2}
-        assert site.ask("add") == {"nodes": 3}
-        wanted = saved(site.s3) + moments.randint(2, 6)
+    wanted = random.Random(turn).randint(2, 9)
+    deadline = time.monotonic() + 240
+    while job.poll() is None and saved(site.s3, store) < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert job.poll() is None, "the run ended before the kill"
+    assert site.ask("kill") == {"nodes": 2}
+    assert site.ask("add") == {"nodes": 3}
     said, _ = job.communicate(timeout=400)
     assert job.returncode == 0, said
     events = [json.loads(line) for line in said.splitlines() if line.startswith('{"time"')]
     assert {event["shard"] for event in events if event["event"] == "shard done"} == {
         "train-00000", "train-00001", "train-00002",
     }  # fmt: skip
-    parts = {path: data for path, data in objects(site.s3, "store/parts/").items() if path.endswith(".parquet")}
+    parts = {path: data for path, data in objects(site.s3, f"{store}/parts/").items() if path.endswith(".parquet")}
     hashes = {f"parts/{path}": hashlib.sha256(data).hexdigest() for path, data in parts.items()}
     assert hashes == part_hashes(finished_store)
 
