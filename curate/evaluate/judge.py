@@ -279,6 +279,7 @@ class Judge:
                         self._count(line)
                         failures = failures + 1 if line["error"] else 0
                         if failures >= IN_A_ROW:
+                            wait(running, timeout=self.settings.timeout_s)  # theirs is kept too, and nobody asks later
                             raise CurateError(
                                 f"judge {self.settings.model}: {failures} failures in a row, the last: "
                                 f"{line['error']}; what was answered is kept, run again to go on"
