@@ -257,8 +257,10 @@ class Worker:
         operator = self.plan.operators[i]
         pool = self.plan.pools[operator.pool]
         if operator.image == "pixels" and pool.alone and pool.tasks > 1:
+            # No watchdog looks on here: a decoder that never ends is left to the call, which has one.
+            seconds = self.plan.recipe.engine.batch_timeout_s
             with contextlib.suppress(Exception):
-                list(self.decoders.map(lambda sample: sample.decodes, samples))
+                list(self.decoders.map(lambda sample: sample.decodes, samples, timeout=seconds))
 
     def _run(self, i: int, samples: list[Sample], found: Found) -> None:
         """Run one operator on a batch; on an exception halve the batch until the row at fault stands alone."""
