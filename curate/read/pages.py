@@ -23,7 +23,7 @@ from curate.errors import CurateError
 from curate.read import thrift
 
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # PageType
-PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8  # Encoding
+PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY = 0, 2, 3, 8  # Encoding
 HEAD_BYTES, LONGEST_HEAD_BYTES = 256, 1 << 16  # of a page; statistics in it may be long
 # What reading a damaged column may raise.
 DAMAGED = (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, OSError, pa.ArrowException)
@@ -173,6 +173,7 @@ def _page(
         body, first, stop = _body(file, at, stored, whole, codec)
         size = 0
         if most:
+            _known(_int(facts, 3), RLE)
             size = int.from_bytes(body.read(first, 4), "little")
             levels = body.read(first + 4, size)
             first += 4 + size
