@@ -4,9 +4,9 @@
               alone, and the share of the time that its multiplications need at the matmul rate of the same machine
     marian    sentences/s in batches sorted by length, against one sentence at a time; both write the same number of
               tokens with the same beams, since random weights never end a sentence by themselves
-    endpoint  the share of N requests that is not in flight, seen by the server: `idle` from the first moment when all
-              are to the last one (before, a run begins; after, there are fewer rows left than requests), `idle_of_run`
-              from the first request to the last answer. `curate run` without Ray over pictures of 320 px whose scores
+    endpoint  the share of N requests that is not in flight, seen by the server: `idle_of_run` from the first request
+              to the last answer, `idle_until_last` to the last request that is sent, `idle` from the first moment when
+              all are in flight to the last such moment. `curate run` without Ray over pictures of 320 px whose scores
               are in the store (`--unscored`: which it computes, too); answers take 0.4 s in the median (lognormal,
               sigma 0.5), and one in twenty is a caption that has to be asked for again. Beside it the processor time
               of the run and of the server for each request
@@ -247,6 +247,7 @@ def endpoint(requests: int, rows: int, median_s: float, scored: bool) -> dict[st
     return {
         "requests": requests, "rows": rows, "asked": len(events) // 2, "seconds": float(times[-1] - times[0]),
         "most": int(flying.max()), "idle": idle(int(full[0]), int(full[-1])),
+        "idle_until_last": idle(0, int(np.flatnonzero(np.diff(flying, prepend=0) > 0)[-1])),
         "idle_of_run": idle(0, len(times) - 1),
         "captions_per_s": rows / float(times[-1] - times[0]),
         "run_ms_a_request": 2e3 * client / len(events), "server_ms_a_request": 2e3 * told["cpu"] / len(events),
