@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from curate.arrow import without_pandas
 from curate.errors import CurateError, UsageError, nearest
 from curate.mix import jobs
 from curate.mix.export import export
@@ -18,6 +19,7 @@ from curate.mix.verify import verify
 def make(settings: Settings, out: str, engine: str, workers: int) -> None:
     """Export with a progress bar on a terminal, and show the achieved ratios."""
     _checked(engine, workers)
+    without_pandas()
     console = Console(stderr=True)
     columns = (TextColumn("entries"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -7,12 +7,13 @@ manifest comes last. A folder that holds another mix is refused.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from curate.errors import UsageError
 from curate.mix import card, jobs, manifest, plan, shards
@@ -47,7 +48,8 @@ def export(
         raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
     if not planned:
         _free(files, settings, out)
-    with jobs.Workers(kind, workers, shards.__name__) as pool:
+    draws = settings.resize or (settings.text and not settings.keep_specs)
+    with jobs.Workers(kind, workers, shards.__name__, light=not draws) as pool:
         if not planned:
             told("choosing rows")
             planned = plan.make(settings, files, version)
@@ -107,7 +109,7 @@ def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> 
                 files.delete(name)
     for name, data in extra.items():
         files.replace(name, data)
-        made["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        made["files"][name] = {"blake3": blake3(data).hexdigest(), "bytes": len(data)}
     made["tree"] = manifest.tree(made)
     files.replace(card.NAME, card.card(made, card.schema(files, made)).encode())
     files.replace(manifest.NAME, manifest.encode(made))

@@ -19,11 +19,12 @@ from multiprocessing import parent_process
 from types import TracebackType
 from typing import Any, TypeVar
 
+from curate.arrow import without_pandas
 from curate.errors import CurateError, UsageError, nearest
 
 KINDS = ("inline", "processes", "ray")
 AHEAD = 2  # jobs handed out for each worker
-INLINE = 2  # jobs at once in this process: their reads, hashes and writes need no lock of Python
+THREADS = 2  # jobs at once in this process: their reads, hashes and writes need no lock of Python
 EARLY = 4  # processes that start before there are jobs; the others when there is one for them
 
 R = TypeVar("R")
@@ -33,22 +34,23 @@ class Workers:
     """Workers of one kind (`inline`, `processes`, `ray`), to be left with `with`.
 
     `count` 0: one for each CPU of this machine, or of the Ray cluster. Processes start at once and import `module`,
-    while the caller still finds out what there is to do.
+    while the caller still finds out what there is to do. Where jobs only move bytes (`light`), THREADS workers or fewer
+    are threads of this process: starting a process takes as long as copying half a GB.
     """
 
-    def __init__(self, kind: str, count: int = 0, module: str = "") -> None:
+    def __init__(self, kind: str, count: int = 0, module: str = "", *, light: bool = False) -> None:
         if kind not in KINDS:
             raise UsageError(f"--engine {kind!r} is not known{nearest(kind, KINDS)}")
         self.kind, self.count = kind, count
         self.pool: Executor | None = None
-        if kind == "inline":
-            self.count = INLINE
-            self.pool = ThreadPoolExecutor(INLINE)
+        if kind != "ray":
+            self.count = THREADS if kind == "inline" else count or os.cpu_count() or 1
+        if kind == "inline" or (kind == "processes" and light and self.count <= THREADS):
+            self.pool = ThreadPoolExecutor(self.count)
         elif kind == "processes":
-            self.count = count or os.cpu_count() or 1
             # Spawned and not forked: the parent has threads of Arrow and DuckDB, whose locks a fork would copy as they
             # stand.
-            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _watch)
+            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _begin)
             for _ in range(min(self.count, EARLY) if module else 0):
                 self.pool.submit(_load, module)
 
@@ -85,8 +87,9 @@ def _load(module: str) -> None:
     importlib.import_module(module)
 
 
-def _watch() -> None:
+def _begin() -> None:
     """End this worker when its parent does, however it does: one that is killed with -9 tells nobody."""
+    without_pandas()
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

@@ -1,19 +1,20 @@
 """manifest.json: what was asked of a release, what was achieved, and the hash of every file.
 
-    files     path -> sha256, bytes, rows           of every shard and index
-    tree      SHA-256 of the rest of the manifest, `files` included: one hash that stands for the whole release
+    files     path -> blake3, bytes, rows           of every shard and index
+    tree      BLAKE3 of the rest of the manifest, `files` included: one hash that stands for the whole release
 
 Counts and ratios are sums over the entries of all shards; `curate mix verify` computes all of it again from the files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
+
+from blake3 import blake3
 
 from curate.errors import CurateError
 from curate.mix.plan import Plan
@@ -24,7 +25,7 @@ from curate.synth.words import FLOOR
 from schemas.columns import DERIVED
 
 NAME = "manifest.json"
-FORMAT = "mix/3"
+FORMAT = "mix/4"
 # What a loader needs to draw the specs of rendered text (--keep-specs), in a folder of the release.
 SPECS = "specs"
 WORLD = ("manifest.json", "synth.toml", "lexicon.tsv", "photographs.arrow")
@@ -46,7 +47,7 @@ WEIGHTS = ("weights", "tokenizer", "backbone")
 
 def tree(manifest: Mapping[str, Any]) -> str:
     """The hash of the release: of all that its manifest says, and by the hashes in it of every file."""
-    return hashlib.sha256(encode({key: value for key, value in manifest.items() if key != "tree"})).hexdigest()
+    return blake3(encode({key: value for key, value in manifest.items() if key != "tree"})).hexdigest()
 
 
 def achieved(counts: Iterable[list[Any]]) -> dict[str, Any]:

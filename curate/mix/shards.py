@@ -12,7 +12,6 @@ index are published, a receipt says so in `.plan/`; a job with a receipt is not 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from curate.mix import names, parquet
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, bilingual, choosable, decide
@@ -67,7 +67,7 @@ class Receipt:
 
     job: Job
     files: dict[str, dict[str, Any]]
-    """Path below the export -> sha256, bytes, rows."""
+    """Path below the export -> blake3, bytes, rows."""
     counts: list[list[Any]]
     """[pool, bucket, concept, source, language, both kinds were there, both languages were there, entries]."""
     nouns: list[list[Any]]
@@ -126,7 +126,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
                     placed = _tar(stream, shown, pictures)
                 digest, size = stream.close()
             put(files, name, folder / "shard")
-            made[name] = {"sha256": digest, "bytes": size, "rows": job.entries}
+            made[name] = {"blake3": digest, "bytes": size, "rows": job.entries}
         decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
         sizes = {name: table[name] for name in ("width", "height")}
         name = f"index/{job.name}.parquet"
@@ -134,7 +134,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
             pq.write_table(pa.table(decided | sizes | placed), out, compression="zstd")
             index = out.getvalue()
         files.replace(name, index)
-        made[name] = {"sha256": hashlib.sha256(index).hexdigest(), "bytes": len(index), "rows": job.entries}
+        made[name] = {"blake3": blake3(index).hexdigest(), "bytes": len(index), "rows": job.entries}
     done = Receipt(
         job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
     )
@@ -249,7 +249,7 @@ def _header(name: str, size: int) -> bytes:
 def _folder(files: Files, job: Job, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str, dict[str, Any]]:
     """Write single files, as kohya's trainers and diffusers' scripts read them.
 
-    Returns what the manifest says of the two lists of this shard: metadata, and sums as `sha256sum -c` reads them.
+    Returns what the manifest says of the two lists of this shard: metadata, and sums as `b3sum -c` reads them.
     """
     lines, hashes = [], []
     for number, (values, piece) in enumerate(zip(shown.to_pylist(), pictures, strict=True)):
@@ -258,13 +258,13 @@ def _folder(files: Files, job: Job, shown: pa.Table, pictures: Iterator[Piece]) 
         name = f"{stem}.{suffix(data)}"
         for path, content in ((name, data), (f"{stem}.txt", values["caption"].encode())):
             files.replace(f"{job.split}/{path}", content)
-            hashes.append(f"{hashlib.sha256(content).hexdigest()}  {job.split}/{path}")
+            hashes.append(f"{blake3(content).hexdigest()}  {job.split}/{path}")
         lines.append(json.dumps({"file_name": name, "text": values["caption"], **values}, ensure_ascii=False))
     made = {}
     for path, of in ((f"metadata/{job.name}.jsonl", lines), (f"sums/{job.name}", hashes)):
         content = ("\n".join(of) + "\n").encode()
         files.replace(path, content)
-        made[path] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "rows": len(of)}
+        made[path] = {"blake3": blake3(content).hexdigest(), "bytes": len(content), "rows": len(of)}
     return made
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
+
+from blake3 import blake3
 
 from curate.read.pages import Piece
 
@@ -16,11 +17,11 @@ FLUSH_BYTES = 8 << 20
 
 
 class Stream:
-    """Bytes to a new local file, a block at a time; `close` gives its SHA-256 and size."""
+    """Bytes to a new local file, a block at a time; `close` gives its BLAKE3 hash and size."""
 
     def __init__(self, path: Path) -> None:
         self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self.hash = hashlib.sha256()
+        self.hash = blake3()
         self.block = memoryview(bytearray(BLOCK_BYTES))
         self.used = 0  # bytes of the block
         self.written = 0
@@ -83,7 +84,7 @@ class Stream:
         self.flushed = self.written
 
     def close(self) -> tuple[str, int]:
-        """Write the rest and make it durable; the SHA-256 (hexadecimal) and the size of the whole file."""
+        """Write the rest and make it durable; the BLAKE3 hash (hexadecimal) and the size of the whole file."""
         self._write()
         self._flush()
         os.fsync(self.handle)

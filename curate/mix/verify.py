@@ -12,13 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from curate.errors import UsageError
 from curate.mix import buckets, card, jobs, manifest, plan, shards
@@ -99,7 +99,7 @@ def check(uri: str, path: str) -> Checked:
     local = files.local(path)
     # Once, since every read of an object store is a transfer.
     data: Any = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
-    if _digest(local, data) != found["files"][path]["sha256"]:
+    if _digest(data) != found["files"][path]["blake3"]:
         return Checked([f"{path} has changed since it was written"])
     split, _, name = path.partition("/")
     if split not in found["splits"]:
@@ -118,13 +118,10 @@ def _together(checked: Sequence[Checked], path: str) -> Checked:
     return Checked(problems, counts, np.concatenate([one.shown for one in checked]))
 
 
-def _digest(local: Path | None, data: Any) -> str:
-    if local is None:
-        digest = hashlib.sha256(data.read_buffer()).hexdigest()
-        data.seek(0)
-        return digest
-    with local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(data: Any) -> str:
+    digest: str = blake3(data.read_buffer()).hexdigest()
+    data.seek(0)
+    return digest
 
 
 def _summed(files: Files, found: Mapping[str, Any]) -> set[str]:
@@ -139,7 +136,7 @@ def _sums(files: Files, path: str) -> list[str]:
         digest, name = line.split("  ", 1)
         if not files.exists(name):
             problems.append(f"{name} is missing")
-        elif hashlib.sha256(files.read(name)).hexdigest() != digest:
+        elif blake3(files.read(name)).hexdigest() != digest:
             problems.append(f"{name} has changed since it was written")
     return problems
 
