@@ -57,7 +57,8 @@ from curate.mix import plan
 from curate.mix.settings import Settings
 from curate.store.files import open_files
 clock = time.perf_counter()
-plan.make(Settings(sys.argv[1], validation=0.01), open_files(sys.argv[2]))
+with plan.made(Settings(sys.argv[1], validation=0.01), open_files(sys.argv[2])) as (_, jobs):
+    print(len(list(jobs)))
 print(time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 COPY = """

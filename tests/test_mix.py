@@ -139,8 +139,10 @@ def test_over_random_stores_a_mix_is_exact_replayable_and_whole(
 
         # The same bytes whoever does which job when.
         files = LocalFiles(folder / "two")
-        planned = plan.make(asked, files)
-        receipts = [shards.make(files.uri, planned.fingerprint, job) for job in reversed(planned.jobs)]
+        with plan.made(asked, files) as (planned, coming):
+            listed = list(coming)
+        assert plan.listed(files) == tuple(listed)
+        receipts = [shards.make(files.uri, planned.fingerprint, job) for job in reversed(listed)]
         finish(files, planned, receipts)
         files.delete(plan.FOLDER)
         assert hashes(folder / "one") == hashes(folder / "two")

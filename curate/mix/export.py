@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +50,35 @@ def export(
         _free(files, settings, out)
     draws = settings.resize or (settings.text and not settings.keep_specs)
     with jobs.Workers(kind, workers, shards.__name__, light=not draws) as pool:
-        if not planned:
+        if planned and (listed := plan.listed(files)):
+            receipts = _shards(files, planned, listed, pool, told, moved)
+        else:
             told("choosing rows")
-            planned = plan.make(settings, files, version)
-        done = _shards(files, planned, pool, told, moved)
-    made = finish(files, planned, [done[job] for job in planned.jobs])
+            with plan.made(settings, files, version) as (planned, coming):
+                receipts = _shards(files, planned, coming, pool, told, moved)
+    made = finish(files, planned, receipts)
     files.delete(plan.FOLDER)
     return made
 
 
 def _shards(
-    files: Files, planned: plan.Plan, pool: jobs.Workers, told: Told, moved: Moved
-) -> dict[plan.Job, shards.Receipt]:
-    """Make the shards that have no receipt yet; returns those of all."""
+    files: Files, planned: plan.Plan, listed: Iterable[plan.Job], pool: jobs.Workers, told: Told, moved: Moved
+) -> list[shards.Receipt]:
+    """Make the shards that have no receipt yet, as they are listed; returns the receipts of all."""
     for operator, count in planned.unseen.items():
         told(
             f"{count:,} rows are in the mix that `{operator}` has not judged (they came later, or its --where left out "
             f"what they are); run again: curate {operator} {planned.settings.store}"
         )
-    done = {job: found for job in planned.jobs if (found := shards.receipt(files, job))}
-    todo = [job for job in planned.jobs if job not in done]
-    total = sum(job.entries for job in planned.jobs)
-    told(f"{total:,} entries in {len(planned.jobs)} shards" + (f", {len(done)} of them done before" if done else ""))
-    count = sum(job.entries for job in done)
+    done = shards.receipts(files)
+    total = sum(cell.entries for cells in planned.cells.values() for cell in cells) * planned.settings.epochs
+    before = {receipt.job for receipt in done}
+    told(f"{total:,} entries" + (f", {len(done)} shards of them done before" if done else ""))
+    count = sum(job.entries for job in before)
     moved(count, total)
-    for receipt in pool.run(shards.make, [(files.uri, planned.fingerprint, job) for job in todo]):
-        done[receipt.job] = receipt
+    todo = ((files.uri, planned.fingerprint, job) for job in listed if job not in before)
+    for receipt in pool.run(shards.make, todo):
+        done.append(receipt)
         count += receipt.job.entries
         moved(count, total)
     return done

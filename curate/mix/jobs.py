@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process
@@ -63,8 +63,11 @@ class Workers:
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
 
-    def run(self, function: Callable[..., R], jobs: Sequence[tuple[Any, ...]]) -> Iterator[R]:
-        """`function(*job)` of every job, in no order; the first exception is raised and what has not begun dropped."""
+    def run(self, function: Callable[..., R], jobs: Iterable[tuple[Any, ...]]) -> Iterator[R]:
+        """`function(*job)` of every job, begun as jobs come, in no order.
+
+        The first exception is raised and what has not begun is dropped.
+        """
         if self.pool is None:
             yield from _ray(function, jobs, self.count)
             return
@@ -100,7 +103,7 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _ray(function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[R]:
+def _ray(function: Callable[..., R], jobs: Iterable[tuple[Any, ...]], workers: int) -> Iterator[R]:
     import ray
 
     client: Any = ray

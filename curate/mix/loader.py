@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from curate.errors import CurateError, UsageError, nearest
 from curate.mix import buckets as bucket_lists
 from curate.mix import manifest, pixels, shards
+from curate.mix.choose import POOLS, SPLITS
 from curate.mix.decide import LANGUAGES, SOURCES, Cell, Entries, Policy, decide
 from curate.mix.keyed import mixed, uniform
-from curate.mix.plan import POOLS, SPLITS
 from curate.mix.settings import from_json
 from curate.read import InputError
 from curate.read.files import Place, each, locate

@@ -17,10 +17,8 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +30,9 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from curate.mix import names, parquet
+from curate.mix.choose import POOLS, SPLITS
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, bilingual, choosable, decide
-from curate.mix.plan import FOLDER, POOLS, Job, Plan, cuts, load
+from curate.mix.plan import FOLDER, Job, Plan, cuts, load, scratch
 from curate.mix.sources import Pictures, Specs
 from curate.mix.stream import Stream
 from curate.read.pages import Piece, in_memory
@@ -80,13 +79,14 @@ class Receipt:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True).encode()
 
 
-def receipt(files: Files, job: Job) -> Receipt | None:
-    """The receipt of a job that is done, or None."""
-    try:
-        values = json.loads(files.read(f"{FOLDER}/{job.name}.json"))
-    except FileNotFoundError:
-        return None
-    return Receipt(Job(**values.pop("job")), **values)
+def receipts(files: Files) -> list[Receipt]:
+    """The receipts of all jobs that are done."""
+    found = []
+    for path in files.list(FOLDER):
+        if Path(path).name.startswith(tuple(f"{split}-e" for split in SPLITS)) and path.endswith(".json"):
+            values = json.loads(files.read(path))
+            found.append(Receipt(Job(**values.pop("job")), **values))
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -114,7 +114,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
         pictures = _resized(pictures, shown)
     made: dict[str, dict[str, Any]] = {}
     placed: dict[str, Any] = {}
-    with _scratch(files) as folder:
+    with scratch(files) as folder:
         if plan.settings.format == "folder":
             made |= _folder(files, job, shown, pictures)
         else:
@@ -321,16 +321,6 @@ def _characters(table: pa.Table) -> str:
     text = table.filter(pa.array(table["_pool"].to_numpy() == POOLS.index("text")))
     said = zip(text["_drawn"].to_pylist(), text["captions_zh"].to_pylist(), strict=True)
     return "".join(sorted({c for drawn, zh in said for c in drawn or "".join(zh) if HAN.match(c)}))
-
-
-@contextmanager
-def _scratch(files: Files) -> Iterator[Path]:
-    """A folder for unfinished files: inside a local export, so that publishing is a rename; else the system's."""
-    local = files.local(FOLDER)
-    if local:
-        local.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=local, prefix="half-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def put(files: Files, name: str, path: Path) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -249,14 +249,14 @@ class Source:
         }
         return columns | {"shard": coded(table["shard"], numbers)}
 
-    def full(self, rows: Mapping[int, Sequence[int]]) -> pa.Table:
-        """What the shards hold of rows beside picture and choice, in order; names with `_` stay in the plan.
+    def full(self, shards: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> pa.Table:
+        """What the shards hold of rows beside picture and choice; names with `_` stay in the plan.
 
-        `rows`: number of a shard -> its rows, both ascending.
+        `shards` are numbers in `names`, ascending, and so are the rows of each; a row that comes again is read once.
         """
         raw, english, chinese = self._captions()
         select = f"""
-            row AS _row, {self._id()} AS row_id,
+            {self._id()} AS row_id,
             {raw} AS captions_raw, {english} AS captions_en, {chinese} AS captions_zh,
             {"sha256" if self._has("sha256") else "NULL::VARCHAR"} AS sha256,
             coalesce(width, 0)::INTEGER AS width, coalesce(height, 0)::INTEGER AS height,
@@ -266,13 +266,18 @@ class Source:
                 continue
             known = self._has(name) or (name == "tier" and self.consensus)
             select += f", {identifier(name) if known else 'NULL'} AS {identifier(name)}"
-        named = {self.names[number]: of for number, of in rows.items()}
-        wanted = " UNION ALL ".join(f"SELECT {literal(name)}, unnest({list(of)})" for name, of in named.items())
-        return self._table(list(named), select, f"(shard, row) IN ({wanted})")
+        pairs, at = np.unique(shards.astype(np.int64) << 32 | rows, return_inverse=True)
+        names = pa.array(np.array(self.names, object)[pairs >> 32], pa.string())
+        self.db.register("wanted", pa.table({"wanted_shard": names, "wanted_row": pairs & 0xFFFFFFFF}))
+        here = [self.names[number] for number in np.unique(shards)]
+        table = self._table(here, select, "JOIN wanted ON shard = wanted_shard AND row = wanted_row")
+        self.db.unregister("wanted")
+        return table.take(pa.array(at))
 
     def _table(self, shards: Sequence[str], select: str, chosen: str = "") -> pa.Table:
         # The shards stand in the text: for a parameter DuckDB imports pandas where it is installed, half a second.
-        text = f"SELECT {select} FROM ({self._rows(shards)}) WHERE {chosen or self._where()} ORDER BY shard, row"
+        chosen = chosen or f"WHERE {self._where()}"
+        text = f"SELECT {select} FROM ({self._rows(shards)}) {chosen} ORDER BY shard, row"
         try:
             found = self.db.execute(text).to_arrow_table()
         except duckdb.Error as why:
