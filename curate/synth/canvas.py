@@ -26,11 +26,21 @@ class Glyph:
 
 @dataclass
 class Sheet:
-    """The picture itself or a plane: pixels, coverage of all glyphs 0..255, and if asked each glyph's number from 1."""
+    """The picture itself or a plane: pixels, coverage of all glyphs 0..255, and if asked each glyph's number from 1.
+
+    Of every character of the lines `boxes` holds its cell around its middle (left, top, right, bottom), `middles` where
+    that is, `angles` its turn; `visible` are character, line and number of those with ink, `starts` where lines begin.
+    """
 
     rgb: Bytes
     ink: Bytes
     labels: npt.NDArray[np.uint16] | None
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    middles: list[tuple[float, float]] = field(default_factory=list)
+    angles: list[float] = field(default_factory=list)
+    visible: list[tuple[str, int, int]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    turned: list[bool] = field(default_factory=list)
     glyphs: list[Glyph] = field(default_factory=list)
     lines: list[Quad] = field(default_factory=list)
     overlap: bool = False

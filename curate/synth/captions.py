@@ -200,9 +200,23 @@ def texts(spec: Spec) -> list[str]:
     return [line["t"] for line in spec["lines"]]
 
 
+class English(dict[str, str]):
+    """Slots of a template; of `slot` it also makes `Slot` (a sentence begins), `a_slot` and `A_slot` (with article)."""
+
+    def __missing__(self, key: str) -> str:
+        if key.startswith("a_"):
+            return _a(self[key[2:]])
+        if key.startswith("A_"):
+            slot = key[2:]
+            return _sentence(self[slot] if slot == "carrier" else _a(self[slot]))
+        if key.islower():
+            raise KeyError(key)
+        return _sentence(self[key.lower()])
+
+
 def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
     say, lines = spec["say"], spec["lines"]
-    en: dict[str, str] = {}
+    en = English()
     zh: dict[str, str] = {}
     for slot, key in (("ground", "ground"), ("paper", "paper"), ("accent", "accent"), ("color", "ink")):
         if key in say:
@@ -238,16 +252,12 @@ def _slots(spec: Spec, world: World) -> tuple[dict[str, str], dict[str, str]]:
     elif spec["tier"] == "structured":
         thing_zh, thing_en, zh["noun"], en["noun"] = THINGS[_thing(spec)]
         zh["thing"] = thing_zh.format_map(zh)
-        en["thing"] = thing_en.format_map(en | {f"a_{slot}": _a(text) for slot, text in en.items()})
+        en["thing"] = thing_en.format_map(en)
         if "wall" in say:
             wall_en, wall_zh = name(colored(say["wall"]))
             zh["thing"] = f"{wall_zh}的墙上贴着{zh['thing']}"
             en["thing"] += f", put up on {_a(wall_en)} wall"
         zh["parts"], en["parts"] = _parts(spec)
-    for slot in list(en):
-        en[f"a_{slot}"] = _a(en[slot])
-        en[f"A_{slot}"] = _sentence(en[slot] if slot == "carrier" else _a(en[slot]))
-        en[slot.capitalize()] = _sentence(en[slot])
     return zh, en
 
 

@@ -29,8 +29,7 @@ def check(drawn: Rendered) -> tuple[str, float]:
     if not drawn.glyphs:
         return "empty", 0.0
     height, width = drawn.rgb.shape[:2]
-    quads = np.stack([glyph.quad for glyph in drawn.glyphs])
-    low, high = quads.min((0, 1)), quads.max((0, 1))
+    low, high = drawn.quads.min((0, 1)), drawn.quads.max((0, 1))
     if low[0] < 0 or low[1] < 0 or high[0] > width or high[1] > height:
         return "outside", 0.0
     least = min(contrasts(drawn))
@@ -39,9 +38,8 @@ def check(drawn: Rendered) -> tuple[str, float]:
 
 def contrasts(drawn: Rendered) -> list[float]:
     """Contrast of every glyph, 1..21; a character without ink (a space) has no glyph."""
-    quads = np.stack([glyph.quad for glyph in drawn.glyphs])
-    low = np.maximum(0, quads.min(1).astype(int) - 2)
-    high = np.minimum(drawn.ink.shape[::-1], quads.max(1).astype(int) + 3)
+    low = np.maximum(0, drawn.quads.min(1).astype(int) - 2)
+    high = np.minimum(drawn.ink.shape[::-1], drawn.quads.max(1).astype(int) + 3)
     boxes = np.concatenate([low, high], 1)
     found: list[float] = []
     ends = [

@@ -49,8 +49,10 @@ def _advance(path: str, index: int, px: int, character: str) -> float:
 
 def _glyph(path: str, index: int, px: int, character: str) -> Drawing:
     """A character at a size. Latin ones are drawn in it, so that they keep their common baseline; large ones too."""
-    if px > LARGEST_PX or character <= "\u2e7f":
-        return _exact(path, index, px, character)
+    if character <= "\u2e7f":
+        return _latin(path, index, px, character)
+    if px > LARGEST_PX:
+        return _large(path, index, px, character)
     bits, left, top = _master(path, index, MASTER_PX, character)
     share = px / MASTER_PX
     high, wide = bits.shape
@@ -66,14 +68,14 @@ def _drawn(path: str, index: int, px: int, character: str) -> Drawing:
 
 
 _master = lru_cache(MASTERS)(_drawn)
-_exact = lru_cache(4096)(_drawn)
+_latin = lru_cache(16_384)(_drawn)  # 1 kB each
+_large = lru_cache(512)(_drawn)
 
 
 def _places(line: dict[str, Any], face: Face) -> list[tuple[str, float, float, float, float]]:
     """Character, middle of its cell (x, y), its turn in radians and advance, for each character of a line."""
     px, text = line["s"], line["t"]
     gap = line.get("gap", 0)
-    turn = math.radians(line.get("turn", 0) / 10)
     x, y = line["at"]
     if line["d"] == "v":
         step = px + gap if gap else px * PITCH
@@ -82,64 +84,91 @@ def _places(line: dict[str, Any], face: Face) -> list[tuple[str, float, float, f
     advances = [_advance(face.path, face.index, px, c) for c in text]
     total = sum(advances) + gap * (len(text) - 1)
     start = {"l": 0.0, "c": -total / 2, "r": -total}[line["al"]]
+    turn = math.radians(line.get("turn", 0) / 10)
+    cos, sin = math.cos(turn), math.sin(turn)
     places = []
     for c, advance in zip(text, advances, strict=True):
         along = start + advance / 2
         if "arc" in line:
             radius = line["arc"]
             angle = along / radius
-            place = (x + radius * math.sin(angle), y + radius * (1 - math.cos(angle)), angle)
+            places.append((c, x + radius * math.sin(angle), y + radius * (1 - math.cos(angle)), angle, advance))
         else:
-            place = (x + along * math.cos(turn), y + along * math.sin(turn), turn)
-        places.append((c, *place, advance))
+            places.append((c, x + along * cos, y + along * sin, turn, advance))
         start += advance + gap
     return places
 
 
 def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Bytes | None) -> None:
-    """Draw a line of text with its effects; remember its quads. `shade` is the light on it in 128ths."""
+    """Draw a line of text with its effects; remember its cells. `shade` is the light on it in 128ths."""
     px = line["s"]
-    high, wide = sheet.rgb.shape[:2]
     places = _places(line, face)
     middle = _middle(face.path, face.index, px)
-    reach = math.ceil(0.75 * px) + _reach(line)
-    xs, ys = [place[1] for place in places], [place[2] for place in places]
-    x0, y0 = max(0, math.floor(min(xs)) - reach), max(0, math.floor(min(ys)) - reach)
-    x1, y1 = min(wide, math.ceil(max(xs)) + reach), min(high, math.ceil(max(ys)) + reach)
-    if x1 <= x0 or y1 <= y0:
-        sheet.overlap = True
-        return
-    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    boxes: list[tuple[float, float, float, float]] = []
-    middles: list[tuple[float, float]] = []
-    drawn: list[tuple[int, str, Bytes, int, int]] = []
+    drawn: list[tuple[Bytes, int, int]] = []
+    sheet.starts.append(len(sheet.boxes))
+    sheet.turned.append("turn" in line)
     for character, cx, cy, angle, advance in places:
         bits, left, top = _glyph(face.path, face.index, px, character)
         # The origin of the glyph, seen from the middle of its cell.
         ox, oy = left - advance / 2, top - middle
+        down, across = bits.shape
         if bits.size:
             if angle:
                 pasted, ix, iy = _turned(bits, (cx, cy), (ox, oy), angle)
             else:
                 pasted, ix, iy = bits, round(cx + ox), round(cy + oy)
                 cx, cy = ix - ox, iy - oy  # where rounding to whole pixels has put the middle
-            _paste(mask, pasted, ix - x0, iy - y0)
-            drawn.append((len(boxes), character, pasted, ix, iy))
-        across, down = bits.shape[1], bits.shape[0]
-        boxes.append((min(-advance / 2, ox), min(-px / 2, oy), max(advance / 2, ox + across), max(px / 2, oy + down)))
-        middles.append((cx, cy))
-    cells = _cells(boxes, middles, [place[3] for place in places])
-    number = len(sheet.lines)
-    for at, character, pasted, ix, iy in drawn:
-        sheet.glyphs.append(Glyph(character, number, cells[at]))
-        if sheet.labels is not None:
-            _label(sheet.labels, pasted, ix, iy, len(sheet.glyphs))
-    sheet.lines.append(_turned_quad(cells) if "turn" in line else _around(cells))
-    ink = sheet.ink[y0:y1, x0:x1]
-    if int(cv2.min(ink, mask).max(initial=0)) > 64:
+            drawn.append((pasted, ix, iy))
+            sheet.visible.append((character, len(sheet.starts) - 1, len(sheet.boxes)))
+            if sheet.labels is not None:
+                _label(sheet.labels, pasted, ix, iy, len(sheet.visible))
+        sheet.boxes.append(
+            (min(-advance / 2, ox), min(-px / 2, oy), max(advance / 2, ox + across), max(px / 2, oy + down))
+        )
+        sheet.middles.append((cx, cy))
+        sheet.angles.append(angle)
+    x0, y0, x1, y1 = _region(line, places, drawn, sheet.rgb.shape[1], sheet.rgb.shape[0])
+    if x1 <= x0 or y1 <= y0:
         sheet.overlap = True
-    np.maximum(ink, mask, out=ink)
+        return
+    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    for pasted, ix, iy in drawn:
+        _paste(mask, pasted, ix - x0, iy - y0)
+    ink = sheet.ink[y0:y1, x0:x1]
+    if int(cv2.min(ink, mask).max()) > 64:
+        sheet.overlap = True
+    cv2.max(ink, mask, dst=ink)
     _paint(sheet.rgb[y0:y1, x0:x1], mask, line, None if shade is None else shade[y0:y1, x0:x1])
+
+
+def finish(sheet: Sheet) -> None:
+    """Make the quads of glyphs and lines of the cells that `set_line` has remembered, all at once."""
+    cells = _cells(sheet.boxes, sheet.middles, sheet.angles)
+    sheet.glyphs = [Glyph(character, line, cells[at]) for character, line, at in sheet.visible]
+    # The upright box around the cells of a line that is level, upright or bent.
+    low = np.minimum.reduceat(cells.min(1), sheet.starts)
+    high = np.maximum.reduceat(cells.max(1), sheet.starts)
+    sheet.lines = list(np.concatenate((low, high), 1)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]])
+    for number, turned in enumerate(sheet.turned):
+        if turned:
+            end = sheet.starts[number + 1] if number + 1 < len(sheet.starts) else len(cells)
+            sheet.lines[number] = _turned_quad(cells[sheet.starts[number] : end])
+
+
+def _region(
+    line: dict[str, Any], places: list[tuple[str, float, float, float, float]], drawn: list[tuple[Bytes, int, int]],
+    wide: int, high: int,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """Left, top, right and bottom of what a line changes in a picture: its ink and its effects."""
+    reach = _reach(line)
+    if drawn and "glow" not in line and "grad" not in line:
+        x0, y0 = min(ix for _, ix, _ in drawn), min(iy for _, _, iy in drawn)
+        x1, y1 = max(ix + bits.shape[1] for bits, ix, _ in drawn), max(iy + bits.shape[0] for bits, _, iy in drawn)
+    else:  # a glow, and a gradient from the top to the bottom, go by the cells and not by the ink
+        reach += math.ceil(0.75 * line["s"])
+        xs, ys = [place[1] for place in places], [place[2] for place in places]
+        x0, y0, x1, y1 = math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
+    return max(0, x0 - reach), max(0, y0 - reach), min(wide, x1 + reach), min(high, y1 + reach)
 
 
 def _reach(line: dict[str, Any]) -> int:
@@ -157,11 +186,11 @@ def _reach(line: dict[str, Any]) -> int:
 def _paste(mask: Bytes, bits: Bytes, x: int, y: int) -> None:
     """The larger of both coverages where a bitmap lies on a mask; parts outside are cut off."""
     high, wide = bits.shape
-    a, b = max(0, x), max(0, y)
-    c, d = min(mask.shape[1], x + wide), min(mask.shape[0], y + high)
-    if c > a and d > b:
-        on = mask[b:d, a:c]
-        np.maximum(on, bits[b - y : d - y, a - x : c - x], out=on)
+    on = mask[max(0, y) : max(0, y + high), max(0, x) : max(0, x + wide)]
+    if on.shape != bits.shape:
+        bits = bits[max(0, -y) :, max(0, -x) :][: on.shape[0], : on.shape[1]]
+    if on.size:
+        cv2.max(on, bits, dst=on)
 
 
 def _turned(
@@ -216,12 +245,6 @@ def _turned_quad(cells: Quad) -> Quad:
     low_x, high_x, low_y, high_y = min(0, along.min()), max(1, along.max()), min(0, below.min()), max(1, below.max())
     corners = ((low_x, low_y), (high_x, low_y), (high_x, high_y), (low_x, high_y))
     return np.array([quad[0] + x * across + y * down for x, y in corners], np.float32)
-
-
-def _around(cells: Quad) -> Quad:
-    """The upright box around the cells of a line that is level, upright or bent."""
-    (left, top), (right, bottom) = cells.min((0, 1)), cells.max((0, 1))
-    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
 def _paint(rgb: Bytes, mask: Bytes, line: dict[str, Any], shade: Bytes | None) -> None:

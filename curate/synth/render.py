@@ -10,6 +10,7 @@ planes.py   signs and notices in perspective
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from curate.synth.canvas import Bytes, Glyph, Quad, Reals, Sheet, blank, lit, spread
 from curate.synth.fonts import Face
 from curate.synth.grounds import draw_ground, grain, shading
-from curate.synth.lines import set_line
+from curate.synth.lines import finish, set_line
 from curate.synth.planes import lay
 from curate.synth.shapes import draw_shape
 from curate.synth.spec import Spec, World
@@ -34,6 +35,11 @@ class Rendered:
     lines: list[Quad]
     overlap: bool
     labels: npt.NDArray[np.uint16] | None = None
+
+    @cached_property
+    def quads(self) -> Quad:
+        """The quads of all glyphs, (n, 4, 2)."""
+        return np.stack([glyph.quad for glyph in self.glyphs])
 
 
 def render(spec: Spec, world: World, trace: bool = False) -> Rendered:
@@ -75,6 +81,7 @@ def clean(text: str, face: Face, px: int) -> Rendered:
     sheet = blank(np.full((px + 2 * pad, round(1.1 * px * len(text)) + 2 * pad, 3), 255, np.uint8), False)
     line = {"t": text, "f": face.id, "s": px, "c": "101010", "at": [pad, pad + px // 2], "d": "h", "al": "l"}
     set_line(sheet, line, face, None)
+    finish(sheet)
     return Rendered(sheet.rgb, sheet.ink, sheet.glyphs, sheet.lines, sheet.overlap)
 
 
@@ -83,6 +90,7 @@ def _draw(spec: Spec, sheet: Sheet, world: World, shade: Bytes | None) -> None:
         draw_shape(sheet.rgb, shape)
     for line in spec["lines"]:
         set_line(sheet, line, world.by_id[line["f"]], shade)
+    finish(sheet)
 
 
 def _lamp(x: int, y: int, percent: int) -> Reals:

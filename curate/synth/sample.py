@@ -83,7 +83,7 @@ def row_of(world: World, spec: Spec, drawn: Rendered, contrast: float) -> dict[s
         "synth_spec": text,
         "synth_spec_sha": hashlib.sha256(text.encode()).hexdigest(),
         "synth_lines": np.stack(drawn.lines).reshape(-1, 8).round(1).tolist(),
-        "synth_glyphs": np.stack([glyph.quad for glyph in drawn.glyphs]).reshape(-1, 8).round(1).tolist(),
+        "synth_glyphs": drawn.quads.reshape(-1, 8).round(1).tolist(),
         "synth_contrast": contrast,
         "synth_template_zh": told["zh_template"],
         "synth_template_en": told["en_template"],

@@ -332,10 +332,10 @@ class Page:
         left, top, width, height = box
         x0, y0 = (crop[0] + left * zoom) * scale, (crop[1] + top * zoom) * scale
         x1, y1 = x0 + width * zoom * scale, y0 + height * zoom * scale
-        a, b = min(int(x0), sums.shape[1] - 2), min(int(y0), sums.shape[0] - 2)
-        c, d = min(max(a + 1, int(x1)), sums.shape[1] - 1), min(max(b + 1, int(y1)), sums.shape[0] - 1)
-        energy = int(sums[d, c]) - int(sums[b, c]) - int(sums[d, a]) + int(sums[b, a])
-        return float(energy / ((c - a) * (d - b)))
+        right, bottom = len(sums[0]) - 1, len(sums) - 1
+        a, b = min(int(x0), right - 1), min(int(y0), bottom - 1)
+        c, d = min(max(a + 1, int(x1)), right), min(max(b + 1, int(y1)), bottom)
+        return (sums[d][c] - sums[b][c] - sums[d][a] + sums[b][a]) / ((c - a) * (d - b))
 
 
 ENGLISH = (

@@ -143,7 +143,7 @@ class Words:
     def __init__(self, lexicon: Lexicon, seed: int, index: int, draw: Draw) -> None:
         self.lexicon = lexicon
         self.draw = draw
-        self._turn = Draw("turn", seed).whole(0, len(FLOOR) - 1) + index
+        self._turn = _first_turn(seed) + index
         self.turns = 0
         self.due: list[str] = []
 
@@ -185,6 +185,11 @@ class Words:
                 words.insert(self.draw.whole(0, len(words)), self.word(room))
             texts.append("".join(words))
         return texts
+
+
+@lru_cache(16)
+def _first_turn(seed: int) -> int:
+    return Draw("turn", seed).whole(0, len(FLOOR) - 1)
 
 
 def coverage(texts: Iterable[str | None]) -> dict[str, int]:
