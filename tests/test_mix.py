@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -238,6 +239,13 @@ def test_columns_come_in_the_promised_order(folder: Path) -> None:
     assert names[:9] == [
         "row_id", "image", "caption", "caption_source", "language", "epoch", "bucket_width", "bucket_height", "pool",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size"), [("0000000.json", 0), ("x" * 100, 8**11 - 1), ("0000001.jpg", 123_456)])
+def test_headers_of_an_archive_are_those_of_tarfile(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert shards._header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_pictures_are_the_original_bytes(folder: Path) -> None:
@@ -783,6 +791,7 @@ def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Pat
     )
     words = [sys.executable, "-c", code, json.dumps(asked.to_json()), str(tmp_path / "out")]
     assert subprocess.run(words).returncode == -9
+    (tmp_path / "out" / "index" / f".{'a' * 32}.tmp").touch()  # as a kill while a small file is written leaves it
     assert not (tmp_path / "out" / "manifest.json").exists()
     moved: list[int] = []
     export(asked, str(tmp_path / "out"), "inline", moved=lambda done, of: moved.append(done))

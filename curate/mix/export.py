@@ -18,7 +18,7 @@ from blake3 import blake3
 from curate.errors import UsageError
 from curate.mix import card, jobs, manifest, plan, shards
 from curate.mix.settings import Settings
-from curate.store.files import Files, open_files
+from curate.store.files import Files, LocalFiles, open_files
 
 Told = Callable[[str], None]
 Moved = Callable[[int, int], None]
@@ -49,6 +49,7 @@ def export(
     if not planned:
         _free(files, settings, out)
     draws = settings.resize or (settings.text and not settings.keep_specs)
+    resumed = planned is not None
     with jobs.Workers(kind, workers, shards.__name__, light=not draws) as pool:
         if planned and (listed := plan.listed(files)):
             receipts = _shards(files, planned, listed, pool, told, moved)
@@ -57,6 +58,8 @@ def export(
             with plan.made(settings, files, version) as (planned, coming):
                 receipts = _shards(files, planned, coming, pool, told, moved)
     made = finish(files, planned, receipts)
+    if resumed and isinstance(files, LocalFiles):
+        files.sweep()
     files.delete(plan.FOLDER)
     return made
 

@@ -12,7 +12,6 @@ index are published, a receipt says so in `.plan/`; a job with a receipt is not 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -42,7 +41,14 @@ GROUP_BYTES = 32_000_000  # of the pictures of a row group, about
 READ_ROWS = 32  # pictures in memory at once, where they have to be read or drawn first
 HEAD_BYTES = 2048  # of a picture, enough to tell its format
 MOST_NOUNS = 5_000  # of one shard; rarer ones of a larger shard are not reported
+BLOCK = 512  # of an archive
+# A member's header around its name, size and sum: mode, owner and group; time; type. The sum counts itself as blanks.
+OWNED = b"0000644\0" + 2 * b"0000000\0"
+TIMED = b"\0" + 11 * b"0" + b"\0"
+TYPED = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(247)
+HEADER_SUM = sum(OWNED + TIMED + TYPED) - sum(b"\0 ") + 8 * ord(" ")
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar", "folder": ".jsonl"}
+json_of = json.JSONEncoder(ensure_ascii=False).encode
 HAN = re.compile("[\u4e00-\u9fff]")
 
 # What stands first in every shard, in this order.
@@ -130,11 +136,13 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
         decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
         sizes = {name: table[name] for name in ("width", "height")}
         name = f"index/{job.name}.parquet"
-        with io.BytesIO() as out:
+        with Stream(folder / "index") as stream:
+            out = pa.BufferOutputStream()
             pq.write_table(pa.table(decided | sizes | placed), out, compression="zstd")
-            index = out.getvalue()
-        files.replace(name, index)
-        made[name] = {"blake3": blake3(index).hexdigest(), "bytes": len(index), "rows": job.entries}
+            stream.put(memoryview(out.getvalue()).cast("B"))
+            digest, size = stream.close()
+        put(files, name, folder / "index")
+        made[name] = {"blake3": digest, "bytes": size, "rows": job.entries}
     done = Receipt(
         job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
     )
@@ -213,37 +221,33 @@ def _tar(stream: Stream, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str
     """Write a WebDataset shard; the same bytes always, so no times and no owners. Returns the columns PLACED."""
     places = []
     for number, (values, piece) in enumerate(zip(shown.to_pylist(), pictures, strict=True)):
-        text = in_memory(json.dumps(values, ensure_ascii=False).encode())
-        rest = _member(stream, f"{number:07d}.json", text)
-        _member(stream, f"{number:07d}.txt", in_memory(values["caption"].encode()))
-        offset = _member(stream, f"{number:07d}.{suffix(piece.read(HEAD_BYTES))}", piece)
-        places.append((offset, piece.size, rest, text.size))
-    stream.put(bytes(1024))
+        name = f"{number:07d}"
+        rest, caption = json_of(values).encode(), values["caption"].encode()
+        before = stream.size + BLOCK
+        head = _header(f"{name}.{suffix(piece.read(HEAD_BYTES))}", piece.size)
+        stream.put(_member(f"{name}.json", rest) + _member(f"{name}.txt", caption) + head)
+        places.append((stream.size, piece.size, before, len(rest)))
+        stream.copy(piece)
+        stream.put(bytes(-piece.size % BLOCK))
+    stream.put(bytes(2 * BLOCK))
     columns = np.array(places, np.int64).reshape(-1, 4).T
     return dict(zip(PLACED, (pa.array(column) for column in columns), strict=True))
 
 
-def _member(stream: Stream, name: str, piece: Piece) -> int:
-    """Add a file to an archive; returns where its bytes begin."""
-    stream.put(_header(name, piece.size))
-    offset = stream.size
-    stream.copy(piece)
-    stream.put(bytes(-piece.size % 512))
-    return offset
+def _member(name: str, data: bytes) -> bytes:
+    """A file of an archive."""
+    return _header(name, len(data)) + data + bytes(-len(data) % BLOCK)
 
 
 def _header(name: str, size: int) -> bytes:
-    """The USTAR header of a member; as tarfile writes it, at a tenth of its time."""
+    """The USTAR header of a member; as tarfile writes it, at a thirtieth of its time."""
     if size >= 8**11 or len(name) > 100:
         header = tarfile.TarInfo(name)
         header.size = size
         return header.tobuf(tarfile.GNU_FORMAT)
-    octal = (f"{0o644:07o}", f"{0:07o}", f"{0:07o}", f"{size:011o}", f"{0:011o}")  # mode, owner, group, size, time
-    block = bytearray(name.encode().ljust(100, b"\0"))
-    block += b"".join(field.encode() + b"\0" for field in octal) + b" " * 8 + b"0" + bytes(100) + b"ustar\x0000"
-    block += bytes(247)
-    block[148:156] = f"{sum(block):06o}".encode() + b"\0 "
-    return bytes(block)
+    named, sized = name.encode(), b"%011o" % size
+    total = HEADER_SUM + sum(named) + sum(sized)
+    return b"%b%b%b%b%06o%b" % (named.ljust(100, b"\0"), OWNED, sized, TIMED, total, TYPED)
 
 
 def _folder(files: Files, job: Job, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str, dict[str, Any]]:

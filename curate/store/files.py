@@ -126,6 +126,11 @@ class LocalFiles:
             temporary.replace(final)
         _sync_folder(final.parent)
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind; for a folder that nobody else writes to."""
+        for path in self.root.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
