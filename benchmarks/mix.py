@@ -1,7 +1,11 @@
-"""`curate mix` against its targets: `python -m benchmarks.mix [decide|plan|export|load] [--gb 1] [--rows 4000000]`.
+"""`curate mix` against its targets.
+
+    python -m benchmarks.mix [decide|choose|plan|export|load] [--gb 1] [--rows 4000000]
 
 decide   rows a second of one core (processor time): captions of one epoch, alone and with the cells and ranks that are
          computed once for all epochs; target 2 million
+choose   choosing among `--rows` rows (a fifth in groups, three quarters drawn, two splits), and among a tenth of
+         them, each in a process of its own: seconds, memory, disk; target: memory that does not grow
 plan     the plan of an export over `--rows` rows, in a process of its own: seconds, and bytes of memory a row, above
          a plan over a hundredth of them
 export   shards of photographs to a Parquet and a WebDataset export, against `cp` of the same input files with fsync,
@@ -25,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
@@ -40,6 +45,7 @@ from curate.mix import decide as d
 from curate.mix.export import export
 from curate.mix.keyed import mixed
 from curate.mix.settings import Settings
+from curate.mix.sources import LIGHT_ROWS
 from curate.read import InputSpec, discover, index
 from curate.recipe import Input, Recipe, StoreAt, to_toml
 from curate.store import Store
@@ -60,6 +66,22 @@ clock = time.perf_counter()
 with plan.made(Settings(sys.argv[1], validation=0.01), open_files(sys.argv[2])) as (_, jobs):
     print(len(list(jobs)))
 print(time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+CHOOSE = """
+import resource, sys, tempfile, threading, time
+from pathlib import Path
+from benchmarks.mix import Many
+from curate.mix.choose import Chosen
+from curate.mix.settings import Settings
+count, most = int(sys.argv[1]), 0
+with tempfile.TemporaryDirectory(dir=sys.argv[2]) as folder:
+    clock = time.perf_counter()
+    with Chosen([Many(count)], Settings("store", validation=0.05, rows=count * 3 // 4), Path(folder)) as rows:
+        for split in rows.cells():
+            for number, batch in enumerate(rows.entries(split)):
+                if number % 1000 == 0:
+                    most = max(most, sum(path.stat().st_size for path in Path(folder).iterdir()))
+    print(time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, most)
 """
 COPY = """
 import os, shutil, sys
@@ -160,6 +182,50 @@ def finished(files: LocalFiles, spec: InputSpec, shards: list[dict[str, Any]]) -
     }  # fmt: skip
     files.replace(f"runs/{record['run_id']}/run.json", json.dumps(record).encode())
     Store(files.uri).ingest()
+
+
+class Many:
+    """Rows of a large store, as `sources.Source` would say them."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def together(self) -> Iterator[tuple[int, int]]:
+        """As of Source."""
+        yield from ((first, min(first + LIGHT_ROWS, self.rows)) for first in range(0, self.rows, LIGHT_ROWS))
+
+    def light(self, first: int, stop: int) -> dict[str, Any]:
+        """As of Source."""
+        noise = np.random.default_rng(first)
+        count = stop - first
+        place = np.arange(first, stop)
+        grouped = noise.random(count) < 0.2
+        concepts = np.array([f"concept {i}" for i in range(14)], object)
+        return {
+            "shard": (place // SHARD_ROWS).astype(np.int32), "row": place % SHARD_ROWS,
+            "key": mixed(place.astype(np.uint64), "rows"), "digest": mixed(place.astype(np.uint64), "digest"),
+            "group": np.where(grouped, noise.integers(1, self.rows // 5, count), 0).astype(np.uint64),
+            "unseen_dedup": ~grouped, "unseen_balance": np.zeros(count, np.bool_),
+            "width": noise.integers(512, 2048, count), "height": noise.integers(512, 2048, count),
+            "bytes": noise.integers(50_000, 500_000, count),
+            **{name: np.ones(count, np.uint8) for name in ("raw", "en", "zh")}, "weight": np.ones(count),
+            "concept": pa.chunked_array([noise.choice(concepts, count)]),
+            "pool": pa.chunked_array([["natural"] * count]),
+        }  # fmt: skip
+
+
+def choosing(folder: Path, rows: int) -> dict[str, Any]:
+    """Seconds, peak memory and temporary files of choosing among `rows` rows, and among a tenth of them."""
+    found: dict[str, Any] = {"rows": rows}
+    for count in (rows // 10, rows):
+        done = subprocess.run(
+            [sys.executable, "-c", CHOOSE, str(count), str(folder)], check=True, capture_output=True, text=True
+        )
+        seconds, peak, disk = done.stdout.split()
+        found[f"{count}_s"], found[f"{count}_mb"] = round(float(seconds), 1), round(int(peak) / 1000)
+        found[f"{count}_disk_mb"] = round(int(disk) / 1e6)
+    print("choose: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    return found
 
 
 def planning(folder: Path, rows: int) -> dict[str, Any]:
@@ -281,7 +347,7 @@ def loading(folder: Path, store: Path) -> dict[str, Any]:
 def main() -> None:
     """Print figures and the RESULT line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["decide", "plan", "export", "load"])
+    parser.add_argument("what", nargs="*", default=["decide", "choose", "plan", "export", "load"])
     parser.add_argument("--gb", type=float, default=1.0, help="size of the exported store, 10^9 bytes")
     parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the decision and of the plan")
     parser.add_argument("--turns", type=int, default=3)
@@ -292,6 +358,8 @@ def main() -> None:
         figures["decide"] = decision(asked.rows)
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
+        if "choose" in asked.what:
+            figures["choose"] = choosing(folder, asked.rows)
         if "plan" in asked.what:
             figures["plan"] = planning(folder, asked.rows)
         if {"export", "load"} & set(asked.what):

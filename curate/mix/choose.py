@@ -28,8 +28,8 @@ from curate.mix.sources import Source, coded
 SPLITS = ("train", "validation")
 POOLS = ("natural", "top", "text")
 DERIVED = ("dedup", "balance")
-MEMORY = "256MB"
-THREADS = 2
+MEMORY = "384MB"
+THREADS = 1  # each needs blocks of its own where pieces of a sort meet
 AT_ONCE = 10_000  # entries that are handed out
 # Of an average picture, where the store does not know lengths (MB are 10^6 bytes).
 GUESSED_BYTES = 100_000
