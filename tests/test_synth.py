@@ -800,6 +800,19 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(made: Path, tmp_path: Path)
     assert (code, told) == (2, f"curate: {tmp_path}: Is a directory; name another path\n")
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder in which nothing can be made")
+def test_a_folder_that_cannot_be_made_is_one_line(made: Path) -> None:
+    small = f"synth.lexicon={made.parent / 'words.tsv'}"
+    for arguments in (
+        ("-o", "/proc/x", "-n", "1", "--set", small), ("-o", "/proc/x/y", "-n", "1", "--set", small),
+        ("lexicon", "-o", "/proc/x", "--source", made.parent / "words.tsv"), ("render", made, "-o", "/proc/x"),
+        ("sheet", made, "-o", "/proc/x"),
+    ):  # fmt: skip
+        code, told = run("synth", *arguments)
+        assert (code, told.count("\n")) == (2, 1), told
+        assert told.startswith("curate: -o /proc/x") and told.endswith("name another path\n")
+
+
 def test_a_full_disk_is_one_line() -> None:
     code, told = run("synth", "lexicon", "-o", "/dev/full")
     assert (code, told) == (2, "curate: No space left on device; make room there or name another path\n")

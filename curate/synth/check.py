@@ -53,7 +53,7 @@ def contrasts(drawn: Rendered) -> list[float]:
         lights = luminances(drawn.rgb[top:bottom, left:right])
         for x0, y0, x1, y1 in (boxes[start:end] - (left, top, left, top)).tolist():
             light, cover = lights[y0:y1, x0:x1], ink[y0:y1, x0:x1]
-            core = light[cover >= math.ceil(CORE * max(1, int(cover.max())))]
+            core = light[cover >= math.ceil(CORE * max(1, cv2.norm(cover, cv2.NORM_INF)))]
             around = light[ring[y0:y1, x0:x1]]
             found.append(ratio(_median(core), _median(around)) if core.size and around.size else 1.0)
     return found

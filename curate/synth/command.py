@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +51,14 @@ def synth(
     console = Console(stderr=True)
     named = [f"synth.backgrounds={backgrounds}"] if backgrounds else []
     named += [f"synth.fonts={fonts}"] if fonts else []
-    world = generate(
-        out, rows, seed, load_recipe(recipe or None, [*set, *named]), workers or _cpus(), specs_only, console
-    )
-    if verify:
-        read_back(out, world, verify, workers or _cpus(), console)
-    console.print(f"shards: {out / 'shards'}\nreport: {write_report(out, world)}", highlight=False)
+    with _to(out):
+        world = generate(
+            out, rows, seed, load_recipe(recipe or None, [*set, *named]), workers or _cpus(), specs_only, console
+        )
+        if verify:
+            read_back(out, world, verify, workers or _cpus(), console)
+        report = write_report(out, world)
+    console.print(f"shards: {out / 'shards'}\nreport: {report}", highlight=False)
 
 
 @synth_app.command("lexicon")
@@ -68,7 +72,8 @@ def lexicon(
     from curate.synth import words
 
     built = words.build(source, size, words.block_list(block) if block else [])
-    built.save(out)
+    with _to(out):
+        built.save(out)
     covered = sum(character in set("".join(built.words)) for character in words.FLOOR)
     typer.echo(f"wrote {out}: {len(built.words)} words of {built.source}, {covered} of 6763 GB2312 characters")
 
@@ -96,7 +101,9 @@ def render(
     """Make pictures of shards that hold specs only."""
     from curate.synth.again import render_shards
 
-    typer.echo(f"rendered {render_shards(folder, out, workers or _cpus())} rows into {out}")
+    with _to(out):
+        rows = render_shards(folder, out, workers or _cpus())
+    typer.echo(f"rendered {rows} rows into {out}")
 
 
 @synth_app.command("verify")
@@ -128,7 +135,20 @@ def sheet(
     """Write a contact sheet of the first samples."""
     from curate.synth.report import contact_sheet
 
-    typer.echo(f"wrote {contact_sheet(folder, out, columns, rows, side)}")
+    with _to(out):
+        contact_sheet(folder, out, columns, rows, side)
+    typer.echo(f"wrote {out}")
+
+
+@contextmanager
+def _to(out: Path) -> Iterator[None]:
+    """What is written to `out`; UsageError where nothing can be made, e.g. below /proc."""
+    try:
+        yield
+    except FileNotFoundError as why:
+        if why.filename and (str(why.filename).startswith(str(out)) or Path(why.filename) in out.parents):
+            raise UsageError(f"-o {out}: cannot be made there ({why.strerror}); name another path") from None
+        raise
 
 
 def _cpus() -> int:

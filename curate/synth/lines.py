@@ -47,7 +47,7 @@ def _advance(path: str, index: int, px: int, character: str) -> float:
     return float(opened(path, index, px).getlength(character))
 
 
-def _glyph(path: str, index: int, px: int, character: str) -> Drawing:
+def glyph(path: str, index: int, px: int, character: str) -> Drawing:
     """A character at a size. Latin ones are drawn in it, so that they keep their common baseline; large ones too."""
     if character <= "\u2e7f":
         return _latin(path, index, px, character)
@@ -108,7 +108,7 @@ def set_line(sheet: Sheet, line: dict[str, Any], face: Face, shade: Bytes | None
     sheet.starts.append(len(sheet.boxes))
     sheet.turned.append("turn" in line)
     for character, cx, cy, angle, advance in places:
-        bits, left, top = _glyph(face.path, face.index, px, character)
+        bits, left, top = glyph(face.path, face.index, px, character)
         # The origin of the glyph, seen from the middle of its cell.
         ox, oy = left - advance / 2, top - middle
         down, across = bits.shape
