@@ -83,7 +83,9 @@ def make(
     spec = InputSpec(str(folder / "shards"))
     found = discover(spec)
     for shard, rows in zip(found, shards, strict=True):
-        publish_rows(files, shard.id, rows, index(shard).table, [image(row) for row in rows])
+        indexed = index(shard)
+        table = indexed.table.replace_schema_metadata({"shard_identity": indexed.identity})
+        publish_rows(files, shard.id, rows, table, [image(row) for row in rows])
     for operator in ("dedup", "balance"):  # as curate.store.derived.publish, which would update the index each time
         files.replace(f"derived/{operator}.json", json.dumps({"fingerprint": VERSIONS[operator].fingerprint}).encode())
     record = {
@@ -140,7 +142,8 @@ def publish_rows(
         if operator == "input":
             empty = {"error": pa.nulls(count, pa.string()), "message": pa.nulls(count, pa.string())}
             own = dict(zip(indexed.column_names, indexed.columns, strict=True))
-            publish(files, version, shard, pa.table({**fixed, **own, **empty}))
+            part = pa.table({**fixed, **own, **empty}).replace_schema_metadata(indexed.schema.metadata)
+            publish(files, version, shard, part)
             continue
         schema = part_schema(operator)
         values = [

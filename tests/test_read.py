@@ -15,7 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.read import InputError, InputSpec, Reader, Shard, discover, identity, index
 from schemas.errors import RowError
 
 
@@ -259,7 +259,7 @@ def test_the_identity_changes_with_the_content_and_with_nothing_else(tmp_path: P
     assert index(only(tmp_path / "a.parquet")).identity == first
     (tmp_path / "b").mkdir()
     (tmp_path / "a.parquet").rename(tmp_path / "b" / "c.parquet")
-    assert index(only(tmp_path / "b")).identity == first
+    assert index(only(tmp_path / "b")).identity == first == identity(only(tmp_path / "b"))
     assert index(only(write(tmp_path / "a.parquet", {"image": [b"y"], "text": ["a"]}))).identity != first
 
 
@@ -434,6 +434,7 @@ def test_the_identity_of_a_tar_changes_with_its_members(tmp_path: Path) -> None:
         return index(only(make_tar(tmp_path / "a.tar", members))).identity
 
     first = of({"0.jpg": b"x", "0.txt": b"a"})
+    assert identity(only(tmp_path / "a.tar")) == first
     assert of({"0.jpg": b"x", "0.txt": b"a"}) == first
     assert of({"0.jpg": b"x", "0.txt": b"b"}) != first
     assert of({"1.jpg": b"x", "1.txt": b"a"}) != first

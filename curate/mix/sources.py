@@ -25,7 +25,7 @@ from curate.errors import CurateError, StoreError, UsageError
 from curate.mix import old
 from curate.mix.settings import Settings
 from curate.policy import repeatable
-from curate.read import InputError, InputSpec, Reader, Shard, discover, index
+from curate.read import InputError, InputSpec, Reader, Shard, discover, identity, index
 from curate.read.pages import Column, LocalFile, Piece, in_memory
 from curate.read.parquet import ParquetReader
 from curate.read.webdataset import TarReader
@@ -49,6 +49,7 @@ REASONS["caption_zh"] += ("caption_en_alike_reason",)  # its translation
 ALWAYS = ("row_id", "sha256", "width", "height", "concept")
 SIZE_BATCH = 64
 LIGHT_ROWS = 200_000  # whose light columns are asked for at once
+MEMORY = "512MB"  # for the pages of the index that are kept, and what is sorted
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Pictures:
         uri, format = place.shards[name]
         shard = Shard(name, uri, format, place.spec)
         try:
-            self.locators = _locators(place, shard)
             self.reader = Reader(shard)
+            self.locators = _locators(place, shard)
             self.lying = _lying(self.reader.source, self.locators)
         except InputError as why:
             raise CurateError(f"shard {name}: {why.message}") from None
@@ -164,10 +165,22 @@ def _locators(place: Place, shard: Shard) -> pa.Table:
     parts = parts_of(files, Version("input", place.mark), shard.id)
     if not parts:
         raise StoreError(f"{place.uri}: no part of operator input for shard {shard.id}")
-    private = [name for name in read_table(files, parts[0].path, []).column_names if name.startswith("_")]
+    part = read_table(files, parts[0].path, [])
+    before = (part.schema.metadata or {}).get(b"shard_identity", b"").decode()
+    if before and _identity(shard) not in (before, ""):
+        raise CurateError(
+            f"shard {shard.id}: {shard.uri} is not the file that was scored, and its pictures may be others; bring "
+            f"that file back, or score this one under another name (curate store forget {place.uri} {shard.id})"
+        )
+    private = [name for name in part.column_names if name.startswith("_")]
     table = read_parts(files, parts, ["row", *private])
     assert table is not None
     return table
+
+
+@lru_cache(maxsize=64)  # a shard of the export often begins where another one ended
+def _identity(shard: Shard) -> str:
+    return identity(shard)
 
 
 @lru_cache(maxsize=4)
@@ -181,7 +194,7 @@ class Source:
     def __init__(self, uri: str, settings: Settings, pool: str) -> None:
         self.uri, self.settings, self.pool = uri, settings, pool
         self.prefix = "text/" if pool == "text" else ""
-        self.store: Store | None = Store(uri) if is_store(uri) else None
+        self.store: Store | None = Store(uri, memory=MEMORY) if is_store(uri) else None
         if self.store is None and pool != "text":
             Store(uri).require()
         if self.store is None:

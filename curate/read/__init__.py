@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from curate.read import folder, parquet, webdataset
 from curate.read.discover import discover
+from curate.read.files import locate
 from curate.read.shards import InputError, InputSpec, Shard, ShardIndex
 from schemas.errors import RowError
 
-__all__ = ["InputError", "InputSpec", "Reader", "Shard", "ShardIndex", "discover", "index"]
+__all__ = ["InputError", "InputSpec", "Reader", "Shard", "ShardIndex", "discover", "identity", "index"]
 
 INDEX = {"parquet": parquet.index, "webdataset": webdataset.index, "folder": folder.index}
 
@@ -41,6 +42,13 @@ def source(shard: Shard) -> Source:
 def index(shard: Shard) -> ShardIndex:
     """Read everything of a shard but its pictures; InputError when that cannot be done."""
     return INDEX[shard.format](shard)
+
+
+def identity(shard: Shard) -> str:
+    """What `index` says as `identity`, with less to read for Parquet; empty for a folder, whose pictures are files."""
+    if shard.format == "parquet":
+        return parquet.footer_hash(locate(shard.uri))
+    return index(shard).identity if shard.format == "webdataset" else ""
 
 
 class Reader:

@@ -28,13 +28,13 @@ MEMORY = "1GB"
 MAX_CONDITION = 2000  # characters
 
 
-def connect(path: Path) -> duckdb.DuckDBPyConnection:
+def connect(path: Path, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
     """A sandboxed read-only connection to the index file.
 
     The file is attached to a private in-memory database: DuckDB hands every `connect(path)` of a process the same
     instance, which would still read the old file after an ingest has put another one in its place.
     """
-    db = duckdb.connect(config={"memory_limit": MEMORY})
+    db = duckdb.connect(config={"memory_limit": memory})
     try:
         quoted = str(path).replace("'", "''")
         db.execute(f"ATTACH '{quoted}' AS store (READ_ONLY)")
