@@ -48,9 +48,8 @@ def export(
         raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
     if not planned:
         _free(files, settings, out)
-    draws = settings.resize or (settings.text and not settings.keep_specs)
     resumed = planned is not None
-    with jobs.Workers(kind, workers, shards.__name__, light=not draws) as pool:
+    with jobs.Workers(kind, workers, shards.__name__) as pool:
         if planned and (listed := plan.listed(files)):
             receipts = _shards(files, planned, listed, pool, told, moved)
         else:

@@ -7,7 +7,6 @@ retries are right for that, and a plain pool does without Ray.
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import select
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,7 +24,6 @@ from curate.errors import CurateError, UsageError, nearest
 KINDS = ("inline", "processes", "ray")
 AHEAD = 2  # jobs handed out for each worker
 THREADS = 2  # jobs at once in this process: their reads, hashes and writes need no lock of Python
-EARLY = 4  # processes that start before there are jobs; the others when there is one for them
 
 R = TypeVar("R")
 
@@ -33,26 +31,25 @@ R = TypeVar("R")
 class Workers:
     """Workers of one kind (`inline`, `processes`, `ray`), to be left with `with`.
 
-    `count` 0: one for each CPU of this machine, or of the Ray cluster. Processes start at once and import `module`,
-    while the caller still finds out what there is to do. Where jobs only move bytes (`light`), THREADS workers or fewer
-    are threads of this process: starting a process takes as long as copying half a GB.
+    `count` 0: one for each CPU of this machine, or of the Ray cluster. Processes are forks of one that imports `module`
+    at once, while the caller still finds out what there is to do.
     """
 
-    def __init__(self, kind: str, count: int = 0, module: str = "", *, light: bool = False) -> None:
+    def __init__(self, kind: str, count: int = 0, module: str = "") -> None:
         if kind not in KINDS:
             raise UsageError(f"--engine {kind!r} is not known{nearest(kind, KINDS)}")
         self.kind, self.count = kind, count
         self.pool: Executor | None = None
-        if kind != "ray":
-            self.count = THREADS if kind == "inline" else count or os.cpu_count() or 1
-        if kind == "inline" or (kind == "processes" and light and self.count <= THREADS):
-            self.pool = ThreadPoolExecutor(self.count)
+        if kind == "inline":
+            self.count = THREADS
+            self.pool = ThreadPoolExecutor(THREADS)
         elif kind == "processes":
-            # Spawned and not forked: the parent has threads of Arrow and DuckDB, whose locks a fork would copy as they
-            # stand.
-            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _begin)
-            for _ in range(min(self.count, EARLY) if module else 0):
-                self.pool.submit(_load, module)
+            self.count = count or os.cpu_count() or 1
+            # Not forked from this process: it has threads of Arrow and DuckDB, whose locks a fork would copy as they
+            # stand. The process that is forked has imported and done nothing else.
+            forkserver.set_forkserver_preload(["__main__", __name__, *([module] if module else [])])
+            forkserver.ensure_running()
+            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("forkserver"), _begin)
 
     def __enter__(self) -> Workers:
         return self
@@ -84,10 +81,6 @@ class Workers:
                     yield future.result()
         except BrokenProcessPool:
             raise CurateError("a worker process died (out of memory?); run the same command to go on") from None
-
-
-def _load(module: str) -> None:
-    importlib.import_module(module)
 
 
 def _begin() -> None:
