@@ -792,23 +792,70 @@ def test_a_folder_that_is_in_use_is_left_alone(folder: Path, tmp_path: Path) -> 
     assert (tmp_path / "README.md").read_text() == "my project" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    asked = plain(folder, shard_rows=2)
-    code = (
-        "import os, sys, json; from curate.mix.export import export; from curate.mix.settings import from_json\n"
-        "def moved(done, of):\n"
-        "    if done >= 10: os.kill(os.getpid(), 9)\n"  # another shard is being written meanwhile
-        "export(from_json(json.loads(sys.argv[1])), sys.argv[2], 'inline', moved=moved)"
-    )
-    words = [sys.executable, "-c", code, json.dumps(asked.to_json()), str(tmp_path / "out")]
-    assert subprocess.run(words).returncode == -9
-    (tmp_path / "out" / "index" / f".{'a' * 32}.tmp").touch()  # as a kill while a small file is written leaves it
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    moved: list[int] = []
-    export(asked, str(tmp_path / "out"), "inline", moved=lambda done, of: moved.append(done))
-    assert 10 <= moved[0] < 60
+KILLED = """
+import json, os, signal, sys
+from curate.mix.export import export
+from curate.mix.settings import from_json
+real, asked = os.fsync, from_json(json.loads(sys.argv[1]))
+for number in map(int, sys.argv[3:]):
+    pid = os.fork()
+    if not pid:
+        left = number
+        def fsync(handle):
+            global left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(handle)
+        os.fsync = fsync
+        export(asked, f"{sys.argv[2]}/{number}", "inline")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("format", ["parquet", "folder"])
+def test_an_export_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path, format: str) -> None:
+    rows = [Row(i, SIZES[i % 5], f"raw {i}", f"synthetic {i}", None) for i in range(6)]
+    mixed_store.make(tmp_path, [rows[:3], rows[3:]])
+    asked = plain(tmp_path, format=format, shard_rows=2)
     export(asked, str(tmp_path / "whole"), "inline")
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    wanted = hashes(tmp_path / "whole")
+    # At some of the durable steps: files that are not renamed yet, renamed and not listed yet, and so on.
+    numbers = list(range(1, 90, 9 if format == "parquet" else 17))
+    words = [sys.executable, "-c", KILLED, json.dumps(asked.to_json()), str(tmp_path / "killed")]
+    done = subprocess.run([*words, *map(str, numbers)], capture_output=True, text=True, check=True)
+    codes = [int(code) for code in done.stdout.split()]
+    killed = codes.count(-9)
+    assert codes == [-9] * killed + [0] * (len(codes) - killed) and killed > 3
+    for number in numbers[:killed]:
+        export(asked, str(tmp_path / "killed" / str(number)), "inline")
+        assert hashes(tmp_path / "killed" / str(number)) == wanted
+
+
+def test_two_exports_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = open_files(str(out))
+    with plan.claimed(files):
+        with pytest.raises(UsageError, match="another process is writing here"):
+            export(plain(folder), str(out), "inline")
+        # Where there are no locks, the second of two mixes meets the plan of the first one.
+        with plan.made(plain(folder), files), pytest.raises(CurateError, match="another mix is being written"):  # noqa: SIM117
+            with plan.made(plain(folder, seed=9), files):
+                pass
+    with pytest.raises(UsageError, match="cannot be written"):
+        export(plain(folder), "/proc/curate", "inline")
+
+
+def test_the_policy_of_the_rendered_text_decides_the_mix(folder: Path, tmp_path: Path) -> None:
+    text = mixed_store.make(tmp_path / "text", [[Row(i, (64, 64), None, f"text {i}", None) for i in range(6)]])
+    asked = plain(folder, text=str(text), text_cap=0.5)
+    before = plan.fingerprint(asked, plan.version_of(asked))
+    run = json.loads((text / "runs" / "20260101T000000" / "run.json").read_text("utf-8"))
+    run |= {"predicates": [{"name": "first", "sql": "row < 3", "columns": ["row"], "after": 0}]}
+    LocalFiles(text).replace("runs/20260102T000000/run.json", json.dumps(run | {"run_id": "20260102T000000"}).encode())
+    Store(text).rebuild()
+    assert plan.fingerprint(asked, plan.version_of(asked)) != before
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -239,7 +240,7 @@ def test_the_main_job_captions_posters_with_the_captioner_of_the_recipe(
     assert sum("图书馆" in text for text in endpoint.seen) == 1  # type: ignore[attr-defined]
     uri = str(tmp_path / "store")
     source = Source(uri, Settings(uri, ignore_policy=True), "natural")
-    mixed = source.full({0: [0, 1]})
+    mixed = source.full(np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
     assert mixed["captions_en"].to_pylist() == [['A sign that reads "图书馆".'], ["A picture."]]
     assert mixed["captions_zh"].to_pylist()[0] == ["画面中的文字为：左上方“图书馆”。"]
 

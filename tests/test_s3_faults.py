@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import mixed_store
 import pyarrow as pa
 import pytest
 from conftest import part_hashes
@@ -19,11 +20,13 @@ from s3_server import KEYS, client, faulty, objects, s3_server
 
 from curate import pipeline
 from curate.errors import StoreError, UsageError
+from curate.mix.export import export
+from curate.mix.settings import Settings
 from curate.progress import Display
 from curate.recipe import Recipe
 from curate.store import Store
 from curate.store import files as stores
-from curate.store.files import open_files
+from curate.store.files import LocalFiles, open_files
 from curate.store.parts import Version, parts_of, publish, read_parts
 from curate.store.verify import verify
 
@@ -159,6 +162,26 @@ def test_a_worker_that_has_not_heard_of_a_compaction_hides_no_row(server: str) -
         assert table is not None
         assert table["row"].to_pylist() == list(range(10))
         assert len(list(files.list("parts"))) == 1
+
+
+def test_a_mix_over_a_bad_connection_writes_the_same_bytes(server: str, tmp_path: Path) -> None:
+    store = mixed_store.make(tmp_path, [[mixed_store.Row(i, raw=f"raw {i}") for i in range(12)]])
+    asked = Settings(str(store), buckets="64x64", shard_rows=3)
+    export(asked, str(tmp_path / "calm"), "inline")
+    requests = itertools.count()
+
+    def choose(number: int, method: str, path: str) -> str | None:
+        """Every fourth request fails, in four ways in turn."""
+        at = next(requests)
+        return FAULTS[at // 4 % 4] if at % 4 == 1 else None
+
+    with faulty(server, choose) as (address, given), at(address):
+        export(asked, "s3://bucket/mix", "inline")
+        files = open_files("s3://bucket/mix")
+        found = {path: files.read(path) for path in files.list("")}
+    assert min(given[fault] for fault in FAULTS[:4]) >= 2, given
+    calm = LocalFiles(tmp_path / "calm")
+    assert found == {path: calm.read(path) for path in (p.removeprefix("./") for p in calm.list(""))}
 
 
 def test_a_run_over_a_bad_connection_writes_the_same_parts(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from curate.errors import UsageError
+from curate.errors import CurateError, UsageError
 from curate.mix import card, jobs, manifest, plan, shards
 from curate.mix.settings import Settings
 from curate.store.files import Files, LocalFiles, open_files
@@ -39,28 +39,40 @@ def export(
     files = open_files(out)
     version = plan.version_of(settings)
     mark = plan.fingerprint(settings, version)
-    there = manifest.read(files)
-    if there and there["fingerprint"] == mark:
-        told(f"{out} holds this mix already")
-        return there
-    planned = plan.load(files)
-    if there or (planned and planned.fingerprint != mark):
-        raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
-    if not planned:
-        _free(files, settings, out)
-    resumed = planned is not None
-    with jobs.Workers(kind, workers, shards.__name__) as pool:
+    _look(files, settings, out, mark)  # before anything is written
+    with plan.claimed(files), jobs.Workers(kind, workers, shards.__name__) as pool:
+        there, planned = _look(files, settings, out, mark)
+        if there:
+            told(f"{out} holds this mix already")
+            _clear(files)
+            return there
+        resumed = planned is not None
         if planned and (listed := plan.listed(files)):
             receipts = _shards(files, planned, listed, pool, told, moved)
         else:
             told("choosing rows")
             with plan.made(settings, files, version) as (planned, coming):
                 receipts = _shards(files, planned, coming, pool, told, moved)
-    made = finish(files, planned, receipts)
-    if resumed and isinstance(files, LocalFiles):
+        made = finish(files, planned, receipts)
+        _clear(files, swept=resumed)
+    return made
+
+
+def _look(files: Files, settings: Settings, out: str, mark: str) -> tuple[dict[str, Any] | None, plan.Plan | None]:
+    """The manifest and the plan that are there; UsageError when the folder holds anything else."""
+    there, planned = manifest.read(files), plan.load(files)
+    if (there and there["fingerprint"] != mark) or (not there and planned and planned.fingerprint != mark):
+        raise UsageError(f"--out {out} holds another mix (other settings, or the store has changed); name a new folder")
+    if not there and not planned:
+        _free(files, settings, out)
+    return there, planned
+
+
+def _clear(files: Files, *, swept: bool = True) -> None:
+    """Remove what a finished export no longer needs; with `swept` also what writers that were killed left behind."""
+    if swept and isinstance(files, LocalFiles) and any(True for _ in files.list(plan.FOLDER)):
         files.sweep()
     files.delete(plan.FOLDER)
-    return made
 
 
 def _shards(
@@ -72,17 +84,26 @@ def _shards(
             f"{count:,} rows are in the mix that `{operator}` has not judged (they came later, or its --where left out "
             f"what they are); run again: curate {operator} {planned.settings.store}"
         )
-    done = shards.receipts(files)
+    known = {receipt.job: receipt for receipt in shards.receipts(files)}
+    done: list[shards.Receipt] = []
     total = sum(cell.entries for cells in planned.cells.values() for cell in cells) * planned.settings.epochs
-    before = {receipt.job for receipt in done}
-    told(f"{total:,} entries" + (f", {len(done)} shards of them done before" if done else ""))
-    count = sum(job.entries for job in before)
+    told(f"{total:,} entries" + (f", {len(known)} shards of them done before" if known else ""))
+    count = sum(job.entries for job in known)
     moved(count, total)
-    todo = ((files.uri, planned.fingerprint, job) for job in listed if job not in before)
-    for receipt in pool.run(shards.make, todo):
+
+    def missing() -> Iterator[tuple[str, str, plan.Job]]:
+        for job in listed:
+            if job in known:
+                done.append(known[job])
+            else:
+                yield files.uri, planned.fingerprint, job
+
+    for receipt in pool.run(shards.make, missing()):
         done.append(receipt)
         count += receipt.job.entries
         moved(count, total)
+    if (held := sum(receipt.job.entries for receipt in done)) != total:
+        raise CurateError(f"{files.uri}: {held:,} entries were written of {total:,}; name a new folder")
     return done
 
 
@@ -107,11 +128,10 @@ def finish(files: Files, planned: plan.Plan, receipts: list[shards.Receipt]) -> 
             extra |= {f"{manifest.SPECS}/{name}": (Path(place.uri) / name).read_bytes() for name in manifest.WORLD}
     if planned.settings.format == "folder":
         for split in planned.cells:
-            names = [path for path in made["files"] if path.startswith(f"metadata/{split}-")]
+            names = [path for path in made["files"] if path.startswith(f"{shards.METADATA}/{split}-")]
             extra[f"{split}/metadata.jsonl"] = b"".join(files.read(name) for name in names)
             for name in names:
                 del made["files"][name]
-                files.delete(name)
     for name, data in extra.items():
         files.replace(name, data)
         made["files"][name] = {"blake3": blake3(data).hexdigest(), "bytes": len(data)}

@@ -11,6 +11,7 @@ the same plan gives the same bytes. Killed before the last file, the plan is mad
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -27,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
-from curate.errors import UsageError
+from curate.errors import CurateError, UsageError
 from curate.mix import buckets
 from curate.mix.choose import SPLITS, Arrays, Chosen
 from curate.mix.decide import Cell
@@ -60,6 +62,8 @@ class Job:
     epoch: int
     number: int
     entries: int
+    digest: str
+    """Of the file with its rows: a receipt for other rows is none."""
 
     @property
     def rows(self) -> str:
@@ -134,16 +138,43 @@ def fingerprint(settings: Settings, version: Mapping[str, Any]) -> str:
 def scratch(files: Files) -> Iterator[Path]:
     """A folder for unfinished files: inside a local export, so that publishing is a rename; else the system's."""
     local = files.local(FOLDER)
-    made = [folder for folder in (local, local.parent) if not folder.exists()] if local else []
     if local:
         local.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=local, prefix="half-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@contextmanager
+def claimed(files: Files) -> Iterator[None]:
+    """Nobody else writes this export meanwhile; leaves nothing in a folder into which nothing was written.
+
+    UsageError when somebody does, or when there can be no such folder. An object store has no locks: there two writers
+    of one mix write the same bytes, and the second of two mixes meets the first one's plan.json.
+    """
+    lock = files.local(f"{FOLDER}/lock")
+    if lock is None:
+        yield
+        return
+    here = [lock.parent, lock.parent.parent]
+    new = [folder for folder in here if not folder.exists()]
     try:
-        with tempfile.TemporaryDirectory(dir=local, prefix="half-", ignore_cleanup_errors=True) as name:
-            yield Path(name)
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as why:
+        raise UsageError(f"--out {here[1]}: cannot be written ({why.strerror}); name another path") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--out {here[1]}: another process is writing here; wait for it") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # gone, or not empty
+                if [path.name for path in lock.parent.iterdir()] == [lock.name]:
+                    lock.unlink()
+                    for folder in new:
+                        folder.rmdir()
 
 
 @contextmanager
@@ -152,11 +183,13 @@ def made(
 ) -> Iterator[tuple[Plan, Iterator[Job]]]:
     """Choose rows and write the plan to `files`, its jobs one after the other as their files are written.
 
-    UsageError when nothing is left to mix.
+    `version`: what the store was when the caller looked. UsageError when nothing is left to mix, CurateError when the
+    store or another export in the folder is in the way.
     """
-    version = dict(version or version_of(settings))
-    sources = _sources(settings)
-    with scratch(files) as folder, Chosen(sources, settings, folder) as rows:
+    with scratch(files) as folder, _chosen(settings, folder) as (rows, sources):
+        now = version_of(settings)  # after the sources were opened, which see the index as it is then
+        if version is not None and now != version:
+            raise CurateError(f"{settings.store} was changed while rows were chosen; run the same command again")
         cells = rows.cells()
         if not cells:
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in (+rows.left_out).items())
@@ -167,10 +200,14 @@ def made(
         if "train" not in cells:
             raise UsageError(f"--validation {settings.validation:g} leaves nothing to train on")
         plan = Plan(
-            settings, fingerprint(settings, version), tuple(source.place for source in sources), rows.sizes,
-            rows.concepts, cells, dict(+rows.left_out), dict(+rows.unseen), version,
+            settings, fingerprint(settings, now), tuple(source.place for source in sources), rows.sizes,
+            rows.concepts, cells, dict(+rows.left_out), dict(+rows.unseen), now,
         )  # fmt: skip
-        files.replace(f"{FOLDER}/plan.json", plan.to_json())
+        if not files.create(f"{FOLDER}/plan.json", plan.to_json()):
+            there = load(files)
+            if there is None or (there.fingerprint, there.cells) != (plan.fingerprint, plan.cells):
+                raise CurateError(f"{files.uri}: another mix is being written here; name a new folder")
+            plan = there
         yield plan, _jobs(plan, rows, sources, files)
 
 
@@ -179,9 +216,10 @@ def _jobs(plan: Plan, rows: Chosen, sources: list[Source], files: Files) -> Iter
     done: list[Job] = []
     for split in plan.cells:
         for number, table in enumerate(_shards(rows.entries(split), sources, plan)):
-            jobs = [Job(split, epoch, number, table.num_rows) for epoch in range(plan.settings.epochs)]
             out = io.BytesIO()
             pq.write_table(table, out, compression="zstd")
+            digest = blake3(out.getbuffer()).hexdigest()[:16]
+            jobs = [Job(split, epoch, number, table.num_rows, digest) for epoch in range(plan.settings.epochs)]
             files.replace(jobs[0].rows, out.getvalue())
             done += jobs
             yield from jobs
@@ -199,7 +237,7 @@ def listed(files: Files) -> tuple[Job, ...] | None:
 def preview(settings: Settings) -> dict[str, Counter[buckets.Size]]:
     """Entries by split and bucket that an export would choose; nothing is written."""
     found: dict[str, Counter[buckets.Size]] = {name: Counter() for name in SPLITS}
-    with tempfile.TemporaryDirectory() as folder, Chosen(_sources(settings), settings, Path(folder)) as rows:
+    with tempfile.TemporaryDirectory() as folder, _chosen(settings, Path(folder)) as (rows, _):
         for split, cells in rows.cells().items():
             for cell in cells:
                 found[split][rows.sizes[cell.bucket]] += cell.entries
@@ -212,13 +250,18 @@ def rows_to_train_on(settings: Settings, count: int) -> int:
     Of a mix without rendered text.
     """
     settings = replace(settings, rows=0)
-    with tempfile.TemporaryDirectory() as folder, Chosen(_sources(settings), settings, Path(folder)) as rows:
+    with tempfile.TemporaryDirectory() as folder, _chosen(settings, Path(folder)) as (rows, _):
         return rows.needed_for(count)
 
 
-def _sources(settings: Settings) -> list[Source]:
-    natural = [Source(settings.store, settings, "natural")]
-    return natural + ([Source(settings.text, settings, "text")] if settings.text else [])
+@contextmanager
+def _chosen(settings: Settings, folder: Path) -> Iterator[tuple[Chosen, list[Source]]]:
+    """The rows of a mix and their sources; `folder` is for what memory does not hold."""
+    sources = [Source(settings.store, settings, "natural", str(folder / "store"))]
+    if settings.text:
+        sources.append(Source(settings.text, settings, "text", str(folder / "text")))
+    with Chosen(sources, settings, folder) as rows:
+        yield rows, sources
 
 
 def cuts(size: npt.NDArray[Any], limit: int, most: int) -> list[int]:
@@ -272,6 +315,15 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
 def version_of(settings: Settings) -> dict[str, Any]:
     """What the store is now: active operators and a hash of their parts, tiers, policy, and the last run's recipe."""
     store = Store(settings.store)
+    runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
+    recipe = _recipe(runs[0][0]) if runs else {}
+    found = {**_deciding(store, settings), "recipe": recipe, "text": _text_version(settings)}
+    store.close()
+    return found
+
+
+def _deciding(store: Store, settings: Settings) -> dict[str, Any]:
+    """All of a store that decides which rows and captions a mix takes from it."""
     operators = store.rows(
         "SELECT operator, fingerprint, engine, model, revision FROM operators WHERE active ORDER BY operator"
     )
@@ -279,25 +331,20 @@ def version_of(settings: Settings) -> dict[str, Any]:
     asked = " ".join((settings.where, settings.top, *settings.columns))
     operators = [row for row in operators if row[0] != "loss" or "train_" in asked]
     names = ("operator", "fingerprint", "engine", "model", "revision")
-    runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
     policy = store.rows("SELECT name, predicate FROM policy ORDER BY position")
     active = {Version(row[0], row[1]) for row in operators}
     rotate = ROTATING if settings.synthetic == "all" else ()
     used = [p.path for p in list_parts(store.files) if p.version in active or p.version.operator in rotate]
-    parts = hashlib.sha256("\n".join(used).encode()).hexdigest()[:16]
     tables = {name for (name,) in store.rows("SELECT table_name FROM information_schema.tables")}
     tiers = ""
     if "consensus" in tables:
         rated = store.rows("SELECT sha256, tier FROM consensus ORDER BY ALL")
         tiers = f"{salt(*rated):016x}"
-    store.close()
     return {
-        "parts": parts,
+        "parts": _hash(used),
         "tiers": tiers,
         "operators": [dict(zip(names, row, strict=True)) for row in operators],
         "policy": dict(policy),
-        "recipe": _recipe(runs[0][0]) if runs else {},
-        "text": _text_version(settings),
     }
 
 
@@ -306,16 +353,18 @@ def _text_version(settings: Settings) -> str:
         return ""
     if is_store(settings.text):
         store = Store(settings.text)
-        active = {Version(*row) for row in store.rows("SELECT operator, fingerprint FROM operators WHERE active")}
-        paths = [part.path for part in list_parts(store.files) if part.version in active]
+        found = _deciding(store, settings)
         store.close()
-    else:
-        place = specs(settings.text, settings) or folder(settings.text)
-        if place.kind == "specs":
-            return hashlib.sha256((Path(place.uri) / "manifest.json").read_bytes()).hexdigest()[:16]
-        shards = [Shard(name, uri, format, place.spec) for name, (uri, format) in place.shards.items()]
-        paths = [f"{shard.id} {index(shard).identity}" for shard in shards]
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
+        return _hash([json.dumps(found, sort_keys=True, ensure_ascii=False)])
+    place = specs(settings.text, settings) or folder(settings.text)
+    if place.kind == "specs":
+        return hashlib.sha256((Path(place.uri) / "manifest.json").read_bytes()).hexdigest()[:16]
+    shards = [Shard(name, uri, format, place.spec) for name, (uri, format) in place.shards.items()]
+    return _hash([f"{shard.id} {index(shard).identity}" for shard in shards])
+
+
+def _hash(words: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def _recipe(text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from curate.store.files import open_files
 FORMATS = ("parquet", "webdataset", "folder")
 MODES = ("quota", "coin")
 SYNTHETIC = ("active", "all")
+MOST = 10**12  # of any count
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Settings:
             ("epochs", self.epochs, 1), ("rows", self.rows, 0), ("shard-mb", self.shard_mb, 1),
             ("shard-rows", self.shard_rows, 1), ("seed", self.seed, 0),
         ):  # fmt: skip
+            if number > MOST and name != "seed":
+                raise UsageError(f"--{name} {number}: at most {MOST}")
             if number < least:
                 raise UsageError(f"--{name} {number}: at least {least}")
         if not (math.isfinite(self.top_weight) and 1 <= self.top_weight <= 100):

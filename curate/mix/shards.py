@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from curate.errors import CurateError
 from curate.mix import names, parquet
 from curate.mix.choose import POOLS, SPLITS
 from curate.mix.decide import LANGUAGES, SOURCES, Choice, Entries, bilingual, choosable, decide
@@ -35,8 +35,9 @@ from curate.mix.plan import FOLDER, Job, Plan, cuts, load, scratch
 from curate.mix.sources import Pictures, Specs
 from curate.mix.stream import Stream
 from curate.read.pages import Piece, in_memory
-from curate.store.files import Files, ObjectFiles, open_files
+from curate.store.files import Files, open_files
 
+METADATA = f"{FOLDER}/metadata"  # of each shard of a folder layout, until the export is finished
 GROUP_BYTES = 32_000_000  # of the pictures of a row group, about
 READ_ROWS = 32  # pictures in memory at once, where they have to be read or drawn first
 HEAD_BYTES = 2048  # of a picture, enough to tell its format
@@ -98,9 +99,13 @@ def receipts(files: Files) -> list[Receipt]:
 @lru_cache(maxsize=2)
 def _plan(uri: str, mark: str) -> Plan:
     plan = load(open_files(uri))
-    assert plan is not None
-    assert plan.fingerprint == mark
+    if plan is None or plan.fingerprint != mark:
+        raise _gone(uri)
     return plan
+
+
+def _gone(uri: str) -> CurateError:
+    return CurateError(f"{uri}: another process has finished this export or writes another one here; run it again")
 
 
 def entries_of(table: pa.Table, prefix: str = "") -> Entries:
@@ -112,7 +117,13 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
     """Do one job of the plan in the folder `uri`; runs in any process on any machine that reaches it."""
     files = open_files(uri)
     plan = _plan(uri, mark)
-    table = pq.read_table(pa.BufferReader(files.read(job.rows)))
+    try:
+        rows = files.read(job.rows)
+    except FileNotFoundError:
+        raise _gone(uri) from None
+    if blake3(rows).hexdigest()[: len(job.digest)] != job.digest:
+        raise _gone(uri)
+    table = pq.read_table(pa.BufferReader(rows))
     choice = decide(plan.settings.policy, plan.cells[job.split], entries_of(table, "_"), job.epoch)
     shown = _shown(table, choice, job.epoch)
     pictures = _pictures(plan, table)
@@ -131,7 +142,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
                 else:
                     placed = _tar(stream, shown, pictures)
                 digest, size = stream.close()
-            put(files, name, folder / "shard")
+            files.adopt(name, folder / "shard")
             made[name] = {"blake3": digest, "bytes": size, "rows": job.entries}
         decided = {name: table[f"_{name}"].cast(kind) for name, kind in INDEXED}
         sizes = {name: table[name] for name in ("width", "height")}
@@ -141,7 +152,7 @@ def make(uri: str, mark: str, job: Job) -> Receipt:
             pq.write_table(pa.table(decided | sizes | placed), out, compression="zstd")
             stream.put(memoryview(out.getvalue()).cast("B"))
             digest, size = stream.close()
-        put(files, name, folder / "index")
+        files.adopt(name, folder / "index")
         made[name] = {"blake3": digest, "bytes": size, "rows": job.entries}
     done = Receipt(
         job, made, _counts(plan, table, choice, shown["language"].to_pylist()), _nouns(table), _characters(table)
@@ -265,7 +276,7 @@ def _folder(files: Files, job: Job, shown: pa.Table, pictures: Iterator[Piece]) 
             hashes.append(f"{blake3(content).hexdigest()}  {job.split}/{path}")
         lines.append(json.dumps({"file_name": name, "text": values["caption"], **values}, ensure_ascii=False))
     made = {}
-    for path, of in ((f"metadata/{job.name}.jsonl", lines), (f"sums/{job.name}", hashes)):
+    for path, of in ((f"{METADATA}/{job.name}.jsonl", lines), (f"sums/{job.name}", hashes)):
         content = ("\n".join(of) + "\n").encode()
         files.replace(path, content)
         made[path] = {"blake3": blake3(content).hexdigest(), "bytes": len(content), "rows": len(of)}
@@ -325,19 +336,3 @@ def _characters(table: pa.Table) -> str:
     text = table.filter(pa.array(table["_pool"].to_numpy() == POOLS.index("text")))
     said = zip(text["_drawn"].to_pylist(), text["captions_zh"].to_pylist(), strict=True)
     return "".join(sorted({c for drawn, zh in said for c in drawn or "".join(zh) if HAN.match(c)}))
-
-
-def put(files: Files, name: str, path: Path) -> None:
-    """Move a finished local file, which is on the disk, to `name`; or upload it in pieces to an object store."""
-    local = files.local(name)
-    if local is None:
-        assert isinstance(files, ObjectFiles)
-        files.store.put(name, path)
-        return
-    local.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(local)
-    handle = os.open(local.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

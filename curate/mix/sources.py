@@ -49,7 +49,7 @@ REASONS["caption_zh"] += ("caption_en_alike_reason",)  # its translation
 ALWAYS = ("row_id", "sha256", "width", "height", "concept")
 SIZE_BATCH = 64
 LIGHT_ROWS = 200_000  # whose light columns are asked for at once
-MEMORY = "512MB"  # for the pages of the index that are kept, and what is sorted
+MEMORY = "256MB"  # for the pages of the index that are kept, and what is sorted
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ def _indexed(shard: Shard) -> pa.Table:
 class Source:
     """Rows of a store or folder as a DuckDB relation `samples`, one shard at a time."""
 
-    def __init__(self, uri: str, settings: Settings, pool: str) -> None:
+    def __init__(self, uri: str, settings: Settings, pool: str, spill: str = "") -> None:
         self.uri, self.settings, self.pool = uri, settings, pool
         self.prefix = "text/" if pool == "text" else ""
-        self.store: Store | None = Store(uri, memory=MEMORY) if is_store(uri) else None
+        self.store: Store | None = Store(uri, memory=MEMORY, spill=spill) if is_store(uri) else None
         if self.store is None and pool != "text":
             Store(uri).require()
         if self.store is None:

@@ -20,6 +20,7 @@ class Stream:
     """Bytes to a new local file, a block at a time; `close` gives its BLAKE3 hash and size."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         self.hash = blake3()
         self.block = memoryview(bytearray(BLOCK_BYTES))
@@ -67,8 +68,11 @@ class Stream:
     def _write(self) -> None:
         left = self.block[: self.used]
         self.hash.update(left)
-        while left:
-            left = left[os.write(self.handle, left) :]
+        try:
+            while left:
+                left = left[os.write(self.handle, left) :]
+        except OSError as why:
+            raise OSError(why.errno, why.strerror, str(self.path)) from None
         self.written += self.used
         self.used = 0
         if self.written - self.flushed >= FLUSH_BYTES:

@@ -28,10 +28,15 @@ from curate.store.parts import Part, Version, list_parts, read_parts
 
 
 class Store:
-    """A store at a local path or s3:// URI. SQL sees the index as of the last ingest, and takes `memory` at most."""
+    """A store at a local path or s3:// URI. SQL sees the index as of the last ingest.
 
-    def __init__(self, uri: str | Path, files: Files | None = None, memory: str = query.MEMORY) -> None:
-        self.uri, self.memory = str(uri), memory
+    A query takes `memory` at most; what is more goes to the folder `spill`, and without one the query fails.
+    """
+
+    def __init__(
+        self, uri: str | Path, files: Files | None = None, memory: str = query.MEMORY, spill: str = ""
+    ) -> None:
+        self.uri, self.memory, self.spill = str(uri), memory, spill
         self.files = files or open_files(self.uri)
         self._db: tuple[int, duckdb.DuckDBPyConnection] | None = None
 
@@ -62,7 +67,7 @@ class Store:
         inode = self.path.stat().st_ino
         if self._db is None or self._db[0] != inode:
             self.close()
-            self._db = inode, query.connect(self.path, self.memory)
+            self._db = inode, query.connect(self.path, self.memory, self.spill)
         return self._db[1]
 
     def close(self) -> None:

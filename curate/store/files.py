@@ -55,6 +55,10 @@ class Files(Protocol):
         """Write `data` as `path` at once, over what is there."""
         ...
 
+    def adopt(self, path: str, finished: Path) -> None:
+        """Publish a local file, which is durable, as `path`, over what is there; it may be moved."""
+        ...
+
     def read(self, path: str) -> bytes:
         """The bytes of `path`; raises FileNotFoundError."""
         ...
@@ -124,6 +128,12 @@ class LocalFiles:
         final = self.root / path
         with _written(final, data) as temporary:
             temporary.replace(final)
+        _sync_folder(final.parent)
+
+    def adopt(self, path: str, finished: Path) -> None:
+        final = self.root / path
+        final.parent.mkdir(parents=True, exist_ok=True)
+        finished.replace(final)
         _sync_folder(final.parent)
 
     def sweep(self) -> None:
@@ -208,6 +218,9 @@ class ObjectFiles:
 
     def replace(self, path: str, data: bytes) -> None:
         self._try(path, lambda: self.store.put(path, data))
+
+    def adopt(self, path: str, finished: Path) -> None:
+        self._try(path, lambda: self.store.put(path, finished))
 
     def read(self, path: str) -> bytes:
         return self._try(path, lambda: bytes(self.store.get(path).bytes()))

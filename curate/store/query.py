@@ -28,8 +28,8 @@ MEMORY = "1GB"
 MAX_CONDITION = 2000  # characters
 
 
-def connect(path: Path, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
-    """A sandboxed read-only connection to the index file.
+def connect(path: Path, memory: str = MEMORY, spill: str = "") -> duckdb.DuckDBPyConnection:
+    """A sandboxed read-only connection to the index file; what `memory` does not hold goes to the folder `spill`.
 
     The file is attached to a private in-memory database: DuckDB hands every `connect(path)` of a process the same
     instance, which would still read the old file after an ingest has put another one in its place.
@@ -42,7 +42,8 @@ def connect(path: Path, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as why:
         db.close()
         raise StoreError(f"{path}: {str(why).splitlines()[0]}; rebuild it with: curate store rebuild") from None
-    db.execute("SET temp_directory = ''")
+    quoted = spill.replace("'", "''")
+    db.execute(f"SET temp_directory = '{quoted}'")
     db.execute("SET enable_external_access = false")
     db.execute("SET autoinstall_known_extensions = false")
     db.execute("SET autoload_known_extensions = false")
