@@ -188,8 +188,9 @@ class Chosen:
                 FROM rows WHERE {where}
             )""")
         self.db.execute("DROP TABLE rows")
-        for split in range(len(SPLITS)):
-            self._cap(split, cap)
+        if self._number(f"SELECT count(*) FROM chosen WHERE {TEXT}"):
+            for split in range(len(SPLITS)):
+                self._cap(split, cap)
 
     def _cap(self, split: int, cap: Fraction) -> None:
         """Take rendered text beyond its share of a split out: of its rows the last in keyed order."""
@@ -221,7 +222,10 @@ class Chosen:
         """The entries of a split in the order of source, shard, row and copy, AT_ONCE at most: columns of `rows`, and
         `copy`, `cell` and `rank` (its place among the entries of its cell, in keyed order)."""
         number = SPLITS.index(split)
-        copied = f"mixed(xor(key, mixed(copy::UBIGINT, {salt('copy')})), {salt('entry')})"
+        key = "key"
+        if self._number("SELECT coalesce(max(times), 0) FROM chosen") > 1:
+            copied = f"mixed(xor(key, mixed(copy::UBIGINT, {salt('copy')})), {salt('entry')})"
+            key = f"CASE WHEN copy = 0 THEN key ELSE {copied} END"
         cells = self.cells()[split]
         table = {"bucket": pa.int16(), "concept": pa.int32(), "options": pa.uint8()}
         columns = {name: pa.array([getattr(cell, name) for cell in cells], kind) for name, kind in table.items()}
@@ -233,7 +237,7 @@ class Chosen:
                 SELECT *, {self._mixed("rank")} AS draw
                 FROM (
                     SELECT chosen.* EXCLUDE (times, split)
-                        REPLACE (CASE WHEN copy = 0 THEN key ELSE {copied} END AS key), cell
+                        REPLACE ({key} AS key), cell
                     FROM (SELECT *, unnest(range(times))::INTEGER AS copy FROM chosen WHERE split = {number}) AS chosen
                     JOIN cells ON chosen.bucket = cells.bucket AND chosen.concept = cells.concept
                         AND chosen.options & {RAW | EN | ZH} = cells.options

@@ -183,12 +183,12 @@ def made(
 ) -> Iterator[tuple[Plan, Iterator[Job]]]:
     """Choose rows and write the plan to `files`, its jobs one after the other as their files are written.
 
-    `version`: what the store was when the caller looked. UsageError when nothing is left to mix, CurateError when the
-    store or another export in the folder is in the way.
+    `version`: that of `version_of`, when the caller looked. UsageError when nothing is left to mix, CurateError when
+    the store has changed or another export is written in the folder.
     """
+    version = dict(version or version_of(settings))
     with scratch(files) as folder, _chosen(settings, folder) as (rows, sources):
-        now = version_of(settings)  # after the sources were opened, which see the index as it is then
-        if version is not None and now != version:
+        if version["index"] != _indexes(settings):  # the sources see the index as it was when they were opened
             raise CurateError(f"{settings.store} was changed while rows were chosen; run the same command again")
         cells = rows.cells()
         if not cells:
@@ -200,8 +200,8 @@ def made(
         if "train" not in cells:
             raise UsageError(f"--validation {settings.validation:g} leaves nothing to train on")
         plan = Plan(
-            settings, fingerprint(settings, now), tuple(source.place for source in sources), rows.sizes,
-            rows.concepts, cells, dict(+rows.left_out), dict(+rows.unseen), now,
+            settings, fingerprint(settings, version), tuple(source.place for source in sources), rows.sizes,
+            rows.concepts, cells, dict(+rows.left_out), dict(+rows.unseen), version,
         )  # fmt: skip
         if not files.create(f"{FOLDER}/plan.json", plan.to_json()):
             there = load(files)
@@ -314,12 +314,19 @@ def _full(part: Arrays, sources: list[Source], sizes: tuple[buckets.Size, ...]) 
 
 def version_of(settings: Settings) -> dict[str, Any]:
     """What the store is now: active operators and a hash of their parts, tiers, policy, and the last run's recipe."""
+    seen = _indexes(settings)
     store = Store(settings.store)
     runs = store.rows("SELECT recipe FROM runs ORDER BY run_id DESC LIMIT 1")
     recipe = _recipe(runs[0][0]) if runs else {}
-    found = {**_deciding(store, settings), "recipe": recipe, "text": _text_version(settings)}
+    found = {**_deciding(store, settings), "recipe": recipe, "text": _text_version(settings), "index": seen}
     store.close()
     return found
+
+
+def _indexes(settings: Settings) -> list[int]:
+    """Numbers of the index files, of which an ingest makes new ones."""
+    stores = [settings.store, *([settings.text] if settings.text and is_store(settings.text) else [])]
+    return [Store(uri).path.stat().st_ino for uri in stores]
 
 
 def _deciding(store: Store, settings: Settings) -> dict[str, Any]:
