@@ -20,7 +20,7 @@ from curate.synth.fonts import Face
 from curate.synth.photographs import Photographs
 from curate.synth.pool import worked
 from curate.synth.sample import SCHEMA, rendered_again
-from curate.synth.shards import claim, open_world, rows_of, sweep, write_shard
+from curate.synth.shards import claim, open_world, rows_of, shard_files, sweep, write_shard
 from curate.synth.spec import Synth, World
 from curate.synth.words import Lexicon
 
@@ -53,7 +53,7 @@ class Specs:
 
 def shard_paths(folder: Path) -> list[Path]:
     """The shards of a folder of `curate synth`, in order; UsageError when there are none."""
-    paths = sorted((folder / "shards").glob("synth-*.parquet"))
+    paths = shard_files(folder)
     if not paths:
         raise UsageError(f"{folder}: no shards/synth-*.parquet there; make them with: curate synth -o {folder}")
     return paths

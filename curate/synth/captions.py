@@ -319,7 +319,8 @@ ROLES = {
         ("date", "落款日期是", "the date reads"),
     ),
     "shop": (
-        ("title", "招牌上写着", "the sign reads"), ("under", "招牌下方的小字是", "smaller below it"),
+        ("title", "招牌上写着", "the sign reads"),
+        ("under", "招牌上的小字是", "the small letters under it on the sign read"),
         ("detail", "橱窗上写着", "the window reads"),
     ),
     "road": (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ def synth(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each CPU.")] = 0,
 ) -> None:
     """Make shards of rendered Chinese text, read a part of them back with OCR, and write the report."""
+    context.with_resource(_terminated_as_by_ctrl_c())  # subcommands run within it, too
     if context.invoked_subcommand is not None:
         return
     if out is None:
@@ -138,6 +141,19 @@ def sheet(
     with _to(out):
         contact_sheet(folder, out, columns, rows, side)
     typer.echo(f"wrote {out}")
+
+
+@contextmanager
+def _terminated_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Worker processes of `curate synth`: results in order; Ctrl-C, `kill` and a killed worker in one line each."""
+"""Worker processes of `curate synth`: results in order; Ctrl-C and a killed worker in one line each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from curate.errors import CurateError
 
@@ -24,46 +23,34 @@ def worked(
 ) -> Generator[T, None, None]:
     """`work` of each task, in their order, by processes that call `load(*args)` first; with one worker in this process.
 
-    SIGTERM is taken for Ctrl-C, and no worker outlives either. Raises CurateError when a worker is killed. Tasks are
-    to be small, references and no rows: Python 3.11 waits for ever on a pool whose worker dies while its queue is full.
+    No worker outlives Ctrl-C, nor `kill`, which the command takes for it. Raises CurateError when a worker is killed.
+    Tasks are to be small, references and no rows: Python 3.11 waits for ever on a pool whose worker dies while its
+    queue is full.
     """
     workers = min(workers, len(tasks))
-    with _terminated_as_by_ctrl_c():
-        if workers <= 1:
-            load(*args)
-            yield from map(work, tasks)
-            return
-        others = set(active_children())
-        # spawn: OpenCV's and Arrow's threads do not survive a fork.
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (load, args))
-        try:
-            with _held():
-                waiting = [pool.submit(work, task) for task in tasks]
-            for done in waiting:
-                yield done.result()
-        except BrokenProcessPool:
-            raise CurateError(
-                "a worker process was killed, perhaps because memory ran out; what it had finished stays: "
-                "run the same command again, with fewer --workers"
-            ) from None
-        except BaseException:
-            for worker in set(active_children()) - others:
-                worker.terminate()  # a terminal's Ctrl-C reaches them too, `kill` does not
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    if workers <= 1:
+        load(*args)
+        yield from map(work, tasks)
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    others = set(active_children())
+    # spawn: OpenCV's and Arrow's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (load, args))
     try:
-        yield
+        with _held():
+            waiting = [pool.submit(work, task) for task in tasks]
+        for done in waiting:
+            yield done.result()
+    except BrokenProcessPool:
+        raise CurateError(
+            "a worker process was killed, perhaps because memory ran out; what it had finished stays: "
+            "run the same command again, with fewer --workers"
+        ) from None
+    except BaseException:
+        for worker in set(active_children()) - others:
+            worker.terminate()  # a terminal's Ctrl-C reaches them too, `kill` does not
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -86,10 +73,6 @@ def _held() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _begin(load: Callable[..., None], args: tuple[Any, ...]) -> None:

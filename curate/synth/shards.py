@@ -7,7 +7,9 @@
     DIR/manifest.json          seed, recipe, faces, versions, counts, hashes
 
 A shard is put in place whole. A second call makes what is missing: a kill costs the shards under way, and a larger N
-adds shards. The bytes of a shard depend on recipe, seed, fonts and libraries, not on the workers.
+adds shards. A smaller N is refused: nothing that was made is taken away, and after an exit code of 0 nobody would
+think that the folder brings more rows into a mix than it was asked for. The bytes of a shard depend on recipe, seed,
+fonts and libraries, not on the workers.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from curate.recipe import read_tables, section
 from curate.synth import fonts, photographs, words
 from curate.synth.pool import worked
 from curate.synth.sample import SCHEMA, SPEC_SCHEMA, sample
-from curate.synth.spec import SPEC_VERSION, Synth, World, sizes
+from curate.synth.spec import SIZES, SPEC_VERSION, Synth, World, sizes
 
 ROW_GROUP_ROWS = 128
 MADE_OF = (
@@ -58,6 +60,8 @@ def load_recipe(path: str | None, overrides: Iterable[str] = ()) -> Synth:
     unknown = set(tables) - {"synth"}
     if unknown:
         raise UsageError(f"{where}: unknown section [{sorted(unknown)[0]}]; a recipe of curate synth has [synth] only")
+    if isinstance(tables.get("synth"), dict) and not isinstance(tables["synth"].get("sizes", ""), str):
+        raise UsageError(f"{where}: synth.sizes is not text: {SIZES}")  # TOML reads 0x0 as a hexadecimal number
     recipe: Synth = section("synth", Synth, tables.get("synth", {}), where)
     sizes(recipe)
     if recipe.pure + recipe.composed + recipe.structured <= 0:
@@ -68,16 +72,24 @@ def load_recipe(path: str | None, overrides: Iterable[str] = ()) -> Synth:
 
 
 def generate(out: Path, rows: int, seed: int, synth: Synth, workers: int, specs_only: bool, console: Console) -> World:
-    """Make `rows` rows of `out`/shards and the manifest; returns the world that they come from."""
+    """Make `rows` rows of `out`/shards and the manifest; returns the world that they come from.
+
+    UsageError when `out` has rows beyond them: shards are made longer and never shorter.
+    """
     world = prepare(out, seed, synth, console)
     digest = digest_of(world, seed, specs_only)
     claim(
         out, digest, f"{out}: fonts, words, photographs, --specs-only or curate's version are not those of its shards"
     )
+    if (there := rows_there(out, synth.rows_per_shard)) > rows:
+        raise UsageError(
+            f"{out} has shards up to row {there} already, and none is taken away: say -n {there} or more, or choose "
+            "another -o"
+        )
     wanted = [(number, min(synth.rows_per_shard, rows - number * synth.rows_per_shard))
               for number in range(-(-rows // synth.rows_per_shard))]  # fmt: skip
     (out / "shards").mkdir(exist_ok=True)
-    missing = [(number, count) for number, count in wanted if rows_of(_shard(out, number)) != count]
+    missing = [(number, count) for number, count in wanted if (rows_of(_shard(out, number)) or 0) < count]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -108,7 +120,7 @@ def prepare(out: Path, seed: int, synth: Synth, console: Console) -> World:
         block = words.block_list(Path(synth.block)) if synth.block else []
         saved = Path(synth.lexicon)
         if saved.is_file() and saved.suffix == ".tsv" and saved.read_text("utf-8").startswith("# "):
-            lexicon = words.load(saved)
+            lexicon = words.load(saved).without([*words.sensitive(), *block])
         else:
             lexicon = words.build(synth.lexicon, synth.words, block)
         lexicon.save(out / "lexicon.tsv")
@@ -210,6 +222,20 @@ def _shard(out: Path, number: int) -> Path:
     return out / "shards" / f"synth-{number:05d}.parquet"
 
 
+def rows_there(out: Path, rows_per_shard: int) -> int:
+    """Where the last row of `out` stands, counted from 1; 0 when there is none. Shards before it may be missing."""
+    for path in reversed(shard_files(out)):
+        if rows := rows_of(path):
+            return int(path.stem.removeprefix("synth-")) * rows_per_shard + rows
+    return 0
+
+
+def shard_files(out: Path) -> list[Path]:
+    """The shards of `out`, by their numbers."""
+    found = [path for path in (out / "shards").glob("synth-*.parquet") if path.stem.removeprefix("synth-").isdigit()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
 def rows_of(path: Path) -> int | None:
     """Rows of a finished shard; None when there is none, or half of one."""
     try:
@@ -256,11 +282,12 @@ def write_shard(path: Path, schema: pa.Schema, groups: Iterable[list[dict[str, A
 
 
 def write_manifest(out: Path, world: World, seed: int, rows: int, digest: str, specs_only: bool) -> None:
-    """manifest.json: what was made of what, and how often."""
+    """manifest.json: what was made of what, and how often; CurateError when rows are not 0, 1, 2, ... without a gap."""
     counts: dict[str, Counter[str]] = {key: Counter() for key in ("tier", "layout", "attempts", "reason", "language")}
-    refused, characters, shards = 0, Counter[str](), []
-    for path in sorted((out / "shards").glob("synth-*.parquet")):
+    refused, characters, shards, first = 0, Counter[str](), [], 0
+    for path in shard_files(out):
         columns = [
+            "synth_index",
             "synth_tier",
             "synth_layout",
             "synth_attempts",
@@ -270,6 +297,10 @@ def write_manifest(out: Path, world: World, seed: int, rows: int, digest: str, s
             "language",
         ]
         table = pq.read_table(path, columns=columns)
+        indices = table["synth_index"].to_pylist()
+        if indices != list(range(first, first + len(indices))):
+            raise CurateError(f"{path}: its rows are not those from {first} on; remove it and run the command again")
+        first += len(indices)
         for row in table.to_pylist():
             for key, column in zip(
                 counts, ("synth_tier", "synth_layout", "synth_attempts", "synth_reason", "language"), strict=True

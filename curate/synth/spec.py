@@ -26,12 +26,15 @@ from curate.synth.fonts import Face
 from curate.synth.photographs import Photograph, Photographs
 from curate.synth.words import Lexicon, Words
 
-SPEC_VERSION = 3
+SPEC_VERSION = 4
+DRAWS = 3  # version of the numbers behind a spec: version 4 refuses blocked lines and draws all others as 3 did
 REUSE = 4  # consecutive samples share a photograph, so that each is decoded once for four pictures
 ATTEMPTS = 8
 LEAST_CROP = 0.78  # of a photograph's side: its caption shall still be true
 SHEETS = ("paper", "wood", "cloth", "metal")  # materials of the shape `sheet`, by number
 PAPER, WOOD, CLOTH, METAL = range(4)
+
+SIZES = "write WIDTHxHEIGHT, px from 256 to 4096, e.g. 512x512 448x576"
 
 Spec = dict[str, Any]
 
@@ -50,7 +53,10 @@ class Synth:
         "jieba", "jieba, wordfreq, a lexicon that was saved, or a corpus: counted words or running text"
     )
     words: int = knob(50_000, "words of the lexicon, the most frequent ones", at_least=1)
-    block: str = knob("", "file of further entries that no word may hold, one a line")
+    block: str = knob(
+        "",
+        "file of further entries, one a line, that no word may hold, nor a line if they are longer than one character",
+    )
     quarantine: str = knob("", "quarantine.json of an earlier run: what OCR could not read is not drawn again")
     sizes: str = knob("512x512", "sizes of the pictures, px, drawn alike: e.g. 512x512 448x576 576x448")
     pure: float = knob(0.35, "weight of the tier of text on a plain ground", at_least=0.0)
@@ -87,9 +93,7 @@ def sizes(synth: Synth) -> list[tuple[int, int]]:
     found = [re.fullmatch(r"(\d+)x(\d+)", word) for word in synth.sizes.replace(",", " ").split()]
     pairs = [(int(match[1]), int(match[2])) for match in found if match]
     if not pairs or len(pairs) != len(found) or any(not 256 <= side <= 4096 for pair in pairs for side in pair):
-        raise UsageError(
-            f"synth.sizes = {synth.sizes!r}: write WIDTHxHEIGHT, px from 256 to 4096, e.g. 512x512 448x576"
-        )
+        raise UsageError(f"synth.sizes = {synth.sizes!r}: {SIZES}")
     return pairs
 
 
@@ -104,11 +108,13 @@ def draw_spec(world: World, seed: int, index: int, attempt: int = 0) -> Spec:
         weights.append(("composed", world.synth.composed))
     tier = first.weighted(weights) if any(weight for _, weight in weights) else "pure"
     layout = first.weighted(LAYOUTS[tier])
-    draw = Draw("attempt", SPEC_VERSION, seed, index, attempt)
+    draw = Draw("attempt", DRAWS, seed, index, attempt)
     page = Page(world, draw, Words(world.lexicon, seed, index, draw), width, height, attempt)
     if tier != "pure" and world.photographs.items:
         page.photograph = Draw("photograph", seed, index // REUSE).pick(world.photographs.items)
     layout(page)
+    if any(world.lexicon.blocks(line["t"]) for line in page.lines):
+        raise Unfit("blocked")  # by joining: no word holds an entry
     spec: Spec = {"v": SPEC_VERSION, "seed": seed, "index": index, "attempt": attempt, "size": [width, height]}
     spec |= {"tier": tier, "layout": page.layout, "ground": page.ground, "shapes": page.shapes, "lines": page.lines}
     for key in ("plane", "behind", "lamp"):

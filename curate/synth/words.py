@@ -31,6 +31,7 @@ MAX_CHARACTERS = 8
 SHARES = (0.5, 0.3, 0.2)  # by square root of frequency, uniform, rare character
 WORD_CHARACTERS = 1.9  # mean length of a drawn word
 SENSITIVE = Path(__file__).parent / "sensitive.txt"
+BLOCKED = "#!"  # begins a line of a saved lexicon: an entry that no line may hold
 INSTALL = "pip install 'curate[synth]'"
 
 HAN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf\u3007]+")
@@ -49,15 +50,17 @@ FLOOR = gb2312()
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Words with their counts, most frequent first."""
+    """Words with their counts, most frequent first, and what no line may hold, though no word does: entries of two or
+    more characters, which words that stand side by side could form."""
 
     words: tuple[str, ...]
     counts: tuple[int, ...]
     source: str
+    blocked: frozenset[str] = frozenset()
 
     @cached_property
     def sha256(self) -> str:
-        """Of words and counts: what a spec depends on."""
+        """Of words, counts and blocked entries: what a spec depends on."""
         return hashlib.sha256(self._body().encode()).hexdigest()
 
     @cached_property
@@ -74,23 +77,50 @@ class Lexicon:
                 found.setdefault(character, []).append(number)
         return found
 
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest blocked entry."""
+        return max(map(len, self.blocked), default=0)
+
+    def blocks(self, text: str) -> bool:
+        """Whether `text` holds a blocked entry."""
+        for start in range(len(text) - 1 if self.blocked else 0):
+            for end in range(start + 2, min(start + self.longest, len(text)) + 1):
+                if text[start:end] in self.blocked:
+                    return True
+        return False
+
+    def without(self, entries: Iterable[str]) -> Lexicon:
+        """This lexicon without the words that hold one of `entries`; those of two or more characters are blocked."""
+        struck = [entry for entry in entries if entry]
+        bad = re.compile("|".join(map(re.escape, struck)) or r"(?!)")
+        kept = [pair for pair in zip(self.words, self.counts, strict=True) if not bad.search(pair[0])]
+        if not kept:
+            raise UsageError(f"lexicon {self.source!r}: every word holds a blocked entry; name other words")
+        blocked = self.blocked.union(entry for entry in struck if len(entry) > 1)
+        return Lexicon(tuple(word for word, _ in kept), tuple(count for _, count in kept), self.source, blocked)
+
     def characters(self) -> str:
         """Every character that can be drawn, sorted."""
         return "".join(sorted(set(FLOOR).union(*self.words)))
 
     def save(self, path: Path) -> None:
-        """Write a text file that `load` reads: `word<tab>count` after a line about the source."""
+        """Write a text file that `load` reads: a line about the source, `word<tab>count`, `#!` and a blocked entry."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {len(self.words)} words of {self.source}\n{self._body()}", "utf-8")
 
     def _body(self) -> str:
-        return "".join(f"{word}\t{count}\n" for word, count in zip(self.words, self.counts, strict=True))
+        words = [f"{word}\t{count}\n" for word, count in zip(self.words, self.counts, strict=True)]
+        return "".join([*words, *(f"{BLOCKED}{entry}\n" for entry in sorted(self.blocked))])
 
 
 def load(path: Path) -> Lexicon:
     """A lexicon that `Lexicon.save` wrote."""
-    words, counts, source = [], [], path.name
+    words, counts, blocked, source = [], [], set(), path.name
     for number, line in enumerate(_lines(path), 1):
+        if line.startswith(BLOCKED):
+            blocked.add(line[len(BLOCKED) :])
+            continue
         if line.startswith("#"):
             source = line.partition(" of ")[2] or source
             continue
@@ -103,7 +133,12 @@ def load(path: Path) -> Lexicon:
         counts.append(int(count))
     if not words:
         raise UsageError(f"{path}: no words; make one with: curate synth lexicon -o {path}")
-    return Lexicon(tuple(words), tuple(counts), source)
+    return Lexicon(tuple(words), tuple(counts), source, frozenset(blocked))
+
+
+def sensitive() -> list[str]:
+    """The entries of sensitive.txt."""
+    return _entries(SENSITIVE)
 
 
 def build(source: str = "jieba", size: int = SIZE, block: Iterable[str] = ()) -> Lexicon:
@@ -120,13 +155,13 @@ def build(source: str = "jieba", size: int = SIZE, block: Iterable[str] = ()) ->
         counted, said = _wordfreq(), "wordfreq's large Chinese list (CC-BY-SA-4.0)"
     else:
         counted, said = _corpus(Path(source)), Path(source).name
-    sensitive = [*_entries(SENSITIVE), *block]
+    struck = [*sensitive(), *block]
     total: Counter[str] = Counter()
     raw = [(unicodedata.normalize("NFKC", word), count) for word, count in counted]
     for word, (_, count) in zip(_simplified([word for word, _ in raw]), raw, strict=True):
         if len(word) <= MAX_CHARACTERS and HAN.fullmatch(word):
             total[word] += count
-    bad = re.compile("|".join(map(re.escape, sensitive)) or r"(?!)")
+    bad = re.compile("|".join(map(re.escape, struck)) or r"(?!)")
     chosen = [
         (word, count)
         for word, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))
@@ -134,7 +169,8 @@ def build(source: str = "jieba", size: int = SIZE, block: Iterable[str] = ()) ->
     ][:size]
     if not chosen:
         raise UsageError(f"lexicon source {source!r}: no Chinese words in it")
-    return Lexicon(tuple(word for word, _ in chosen), tuple(count for _, count in chosen), said)
+    blocked = frozenset(entry for entry in struck if len(entry) > 1)
+    return Lexicon(tuple(word for word, _ in chosen), tuple(count for _, count in chosen), said, blocked)
 
 
 class Words:

@@ -173,7 +173,7 @@ def rendered_text(wanted: Recipe, arm: Arm, console: Console) -> str:
         return arm.text
     from curate.synth.shards import generate, load_recipe
 
-    out = wanted.folder / "text"
+    out = wanted.folder / f"text-{arm.text_rows}"  # a folder of rendered text is never made smaller
     generate(out, arm.text_rows, wanted.train.seed, load_recipe(None), 1, False, console)
     return str(out)
 
