@@ -283,7 +283,7 @@ def exporting(folder: Path, store: Path, turns: int) -> dict[str, Any]:
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 os.sync()
                 clock = time.perf_counter()
-                asked = Settings(str(store), format=format, shard_mb=100)
+                asked = Settings(str(store), format=format)
                 export(asked, str(folder / "out"), "inline" if processes == 1 else "processes", processes)
                 seconds[format].append(time.perf_counter() - clock)
                 shutil.rmtree(folder / "out")

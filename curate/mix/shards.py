@@ -235,7 +235,7 @@ def _tar(stream: Stream, shown: pa.Table, pictures: Iterator[Piece]) -> dict[str
         name = f"{number:07d}"
         rest, caption = json_of(values).encode(), values["caption"].encode()
         before = stream.size + BLOCK
-        head = _header(f"{name}.{suffix(piece.read(HEAD_BYTES))}", piece.size)
+        head = _header(f"{name}.{suffix(piece.head(HEAD_BYTES))}", piece.size)
         stream.put(_member(f"{name}.json", rest) + _member(f"{name}.txt", caption) + head)
         places.append((stream.size, piece.size, before, len(rest)))
         stream.copy(piece)

@@ -88,11 +88,15 @@ class Piece:
         else:
             view[:] = self.source.read(self.at + first, len(view))
 
-    def read(self, most: int | None = None) -> bytes:
-        """The value, or its first bytes."""
-        data = bytearray(self.size if most is None else min(most, self.size))
+    def read(self) -> bytes:
+        """The value."""
+        data = bytearray(self.size)
         self.into(memoryview(data))
         return bytes(data)
+
+    def head(self, most: int) -> bytes:
+        """Its first bytes."""
+        return bytes(self.source.read(self.at, min(most, self.size)))
 
 
 def in_memory(data: bytes) -> Piece:
