@@ -221,7 +221,7 @@ def choosing(folder: Path, rows: int) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", CHOOSE, str(count), str(folder)], check=True, capture_output=True, text=True
         )
-        seconds, peak, disk = done.stdout.split()
+        seconds, peak, disk = done.stdout.splitlines()[-1].split()
         found[f"{count}_s"], found[f"{count}_mb"] = round(float(seconds), 1), round(int(peak) / 1000)
         found[f"{count}_disk_mb"] = round(int(disk) / 1e6)
     print("choose: " + ", ".join(f"{k} {v}" for k, v in found.items()))
