@@ -72,7 +72,6 @@ class Chosen:
         self.concepts: tuple[str, ...] = ()
         self.db = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(folder), "threads": THREADS})
         self.db.execute("SET preserve_insertion_order = false")
-        self.db.execute("SET enable_progress_bar = false")
         self.db.execute(KEYED)
         self._read(sources)
         self._limit()
