@@ -616,6 +616,28 @@ def test_a_run_that_is_stopped_before_it_draws_says_one_line(number: signal.Sign
     assert not (folder / "synth.toml").exists()
 
 
+# Sends a signal to itself when a module begins to be imported.
+LOADING = """
+import os, signal, sys
+class At:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[-3]:
+            os.kill(os.getpid(), int(sys.argv[-1]))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, At())
+from curate.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["curate.cli", "curate.synth.report"])
+def test_a_command_that_is_stopped_while_it_is_loaded_says_one_line(module: str, number: signal.Signals) -> None:
+    told = [sys.executable, "-c", LOADING, "synth", "-o", "x", "--backgrounds", module, "-n", str(int(number))]
+    done = subprocess.run(told, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", TOLD)
+
+
 def test_rendering_that_is_stopped_or_killed_leaves_whole_shards_and_goes_on(
     made: Path, font_folder: Path, tmp_path: Path
 ) -> None:
