@@ -374,3 +374,10 @@ def test_a_dry_run_of_a_new_store_says_that_nothing_was_read_yet(store: Path, tm
     text = planned(store.parent, f"store.uri={tmp_path / 'new'}")
     assert "all rows of 1 shard not read yet" in text
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_line_loads_nothing_that_takes_long() -> None:
+    """Commands import what they need when they run, so that help and errors come at once."""
+    code = "import sys, curate.cli; print(*{'duckdb', 'numpy', 'pyarrow', 'cv2', 'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

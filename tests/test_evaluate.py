@@ -20,14 +20,15 @@ from rich.cells import cell_len
 from rich.console import Console
 from test_endpoint import Server, serving
 
-from curate import evaluate as evaluation
 from curate import pipeline
 from curate.errors import CurateError, UsageError
-from curate.evaluate import Settings, compare, judge, lexicon, proxies, show
-from curate.evaluate import evaluate as measure
+from curate.evaluate import compare, judge, lexicon, proxies, show
+from curate.evaluate import run as evaluation
 from curate.evaluate.command import evaluate as command
 from curate.evaluate.page import write as write_page
 from curate.evaluate.proxies import CRITERIA
+from curate.evaluate.run import Settings
+from curate.evaluate.run import evaluate as measure
 from curate.progress import Display
 from curate.rate import campaign, queue, rubric, users, votes
 from curate.rate.ledger import Ledger

@@ -39,9 +39,10 @@ def evaluate(
     ] = False,
 ) -> None:
     """Compare captioners by five criteria: by rule, by a model as judge, by people."""
-    from curate.evaluate import Settings, show
-    from curate.evaluate import evaluate as measure
     from curate.evaluate import judge as judges
+    from curate.evaluate import show
+    from curate.evaluate.run import Settings
+    from curate.evaluate.run import evaluate as measure
     from curate.store import Store
     from curate.store.derived import withdraw
 

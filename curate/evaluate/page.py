@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import UsageError
-from curate.evaluate import PROXIES, Outcome
 from curate.evaluate.compare import COLUMNS, Block
 from curate.evaluate.proxies import AVERAGED, CRITERIA
+from curate.evaluate.run import PROXIES, Outcome
 from curate.evaluate.show import notes
 from curate.rate.agreement import Figure
 from curate.report.sheets import THUMB_PX, Cell, pictures

@@ -15,8 +15,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from curate.errors import UsageError
-from curate.evaluate import PROXIES, Outcome, compare
+from curate.evaluate import compare
 from curate.evaluate.compare import COLUMNS, Block
+from curate.evaluate.run import PROXIES, Outcome
 from curate.rate.agreement import Figure
 from curate.status import duration
 from curate.store import Store
