@@ -38,6 +38,7 @@ from curate.dedup import dedup
 from curate.errors import CurateError, UsageError
 from curate.mix import MixDataset, buckets, card, manifest, plan, shards, sources
 from curate.mix.export import export, finish
+from curate.mix.jobs import Workers
 from curate.mix.settings import Settings
 from curate.mix.verify import verify
 from curate.rate import campaign, queue, votes
@@ -280,6 +281,7 @@ def test_a_second_run_has_nothing_to_do_and_another_mix_is_refused(folder: Path,
     said: list[str] = []
     export(plain(folder), str(tmp_path / "out"), "inline", told=said.append)
     assert "already" in said[-1] and before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert not (tmp_path / "out" / ".plan").exists()
     with pytest.raises(UsageError, match="another mix"):
         export(plain(folder, seed=9), str(tmp_path / "out"), "inline")
 
@@ -856,6 +858,13 @@ def test_the_policy_of_the_rendered_text_decides_the_mix(folder: Path, tmp_path:
     LocalFiles(text).replace("runs/20260102T000000/run.json", json.dumps(run | {"run_id": "20260102T000000"}).encode())
     Store(text).rebuild()
     assert plan.fingerprint(asked, plan.version_of(asked)) != before
+
+
+def test_workers_see_the_environment_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("CURATE_TEST", value)
+        with Workers("processes", 1) as pool:
+            assert list(pool.run(os.getenv, [("CURATE_TEST",)])) == [value]
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,28 +133,21 @@ class Chosen:
 
         `name` is a row's group, or its bytes where it has none; names that share bytes are one, by the least of them.
         """
+        from curate.dedup.forest import Forest  # here, since few mixes need it
+
         shared = self.db.execute(
             "SELECT DISTINCT content, name FROM rows WHERE content IN "
             "(SELECT content FROM rows GROUP BY 1 HAVING min(name) <> max(name)) ORDER BY content, name"
-        ).fetchall()
-        parent: dict[int, int] = {}
-
-        def root(name: int) -> int:
-            while (up := parent.get(name, name)) != name:
-                parent[name] = parent.get(up, up)
-                name = up
-            return name
-
-        for (content, name), (following, other) in pairwise(shared):
-            if content == following:
-                one, two = sorted((root(name), root(other)))
-                parent[two] = one
+        ).to_arrow_table()
+        content = shared["content"].to_numpy()
+        names, at = np.unique(shared["name"].to_numpy(), return_inverse=True)
+        same = np.flatnonzero(content[1:] == content[:-1])
+        forest = Forest(len(names))
+        forest.join(at[same], at[same + 1])
         self.db.execute("UPDATE rows SET content = name")
-        if parent:
-            renamed = {"name": list(parent), "least": [root(name) for name in parent]}
-            self.db.register("renamed", pa.table({name: pa.array(of, pa.uint64()) for name, of in renamed.items()}))
-            self.db.execute("UPDATE rows SET content = least FROM renamed WHERE rows.name = renamed.name")
-            self.db.unregister("renamed")
+        self.db.register("renamed", pa.table({"name": names, "least": names[forest.root]}))
+        self.db.execute("UPDATE rows SET content = least FROM renamed WHERE rows.name = renamed.name")
+        self.db.unregister("renamed")
 
     def _limit(self) -> None:
         """Make the table `chosen`: the rows of the mix with their split, and `times`, the entries of each.

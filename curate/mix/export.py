@@ -39,12 +39,15 @@ def export(
     files = open_files(out)
     version = plan.version_of(settings)
     mark = plan.fingerprint(settings, version)
-    _look(files, settings, out, mark)  # before anything is written
+    there, _ = _look(files, settings, out, mark)  # before anything is written
+    if there and not any(True for _ in files.list(plan.FOLDER)):
+        told(f"{out} holds this mix already")
+        return there
     with plan.claimed(files), jobs.Workers(kind, workers, shards.__name__) as pool:
         there, planned = _look(files, settings, out, mark)
         if there:
             told(f"{out} holds this mix already")
-            _clear(files)
+            _clear(files, swept=True)
             return there
         resumed = planned is not None
         if planned and (listed := plan.listed(files)):
@@ -68,9 +71,9 @@ def _look(files: Files, settings: Settings, out: str, mark: str) -> tuple[dict[s
     return there, planned
 
 
-def _clear(files: Files, *, swept: bool = True) -> None:
+def _clear(files: Files, *, swept: bool) -> None:
     """Remove what a finished export no longer needs; with `swept` also what writers that were killed left behind."""
-    if swept and isinstance(files, LocalFiles) and any(True for _ in files.list(plan.FOLDER)):
+    if swept and isinstance(files, LocalFiles):
         files.sweep()
     files.delete(plan.FOLDER)
 

@@ -49,7 +49,9 @@ class Workers:
             # stand. The process that is forked has imported and done nothing else.
             forkserver.set_forkserver_preload(["__main__", __name__, *([module] if module else [])])
             forkserver.ensure_running()
-            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("forkserver"), _begin)
+            self.pool = ProcessPoolExecutor(
+                self.count, multiprocessing.get_context("forkserver"), _begin, (dict(os.environ),)
+            )
 
     def __enter__(self) -> Workers:
         return self
@@ -83,8 +85,11 @@ class Workers:
             raise CurateError("a worker process died (out of memory?); run the same command to go on") from None
 
 
-def _begin() -> None:
-    """End this worker when its parent does, however it does: one that is killed with -9 tells nobody."""
+def _begin(environment: dict[str, str]) -> None:
+    """Take the parent's environment, since the process that was forked may be older than it; and end when the parent
+    does, however it does: one that is killed with -9 tells nobody."""
+    os.environ.clear()
+    os.environ.update(environment)
     without_pandas()
     parent = parent_process()
     if parent is not None:
